@@ -1,0 +1,13 @@
+//! Gantry's shared vocabulary, used by the control plane and the data plane.
+//!
+//! In: nothing. Out: ids, units, extents, limits, error kinds, wire messages and the two
+//! sans-IO session machines. Invariant: this crate does no I/O, reads no clock, starts no
+//! thread and has no unsafe code; time, randomness and bytes come in as arguments.
+
+pub mod ids;
+pub mod units;
+pub mod extents;
+pub mod limits;
+pub mod failure;
+pub mod wire;
+pub mod session;

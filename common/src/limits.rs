@@ -1,0 +1,77 @@
+//! Every bound of Gantry in one place: queues, buffers, counts, message sizes.
+//!
+//! In: nothing. Out: constants. Units stand last in each name. What a peer, a disk or a file
+//! announces beyond one of these is refused with an error, never allocated.
+
+use crate::units::BlockSize;
+
+/// Largest raw block.
+pub const BLOCK_BYTES_MAX: u32 = BlockSize::M4.bytes();
+/// Largest stored form of a block: blocks that do not shrink are stored raw, so never more.
+pub const STORED_BYTES_MAX: u32 = BLOCK_BYTES_MAX;
+/// Largest virtual disk: 64 TiB, what vSphere allows (62 TiB), rounded up.
+pub const DISK_BYTES_MAX: u64 = 64 << 40;
+/// Disks of one session (one VM).
+pub const SESSION_DISKS_MAX: usize = 256;
+/// Bytes of a VM's or a disk's name or identity.
+pub const NAME_BYTES_MAX: usize = 512;
+/// Bytes of a text that a peer sends for a person (error, reason).
+pub const TEXT_BYTES_MAX: usize = 4096;
+
+/// Children of a map node (see docs/repository-format.md).
+pub const NODE_CHILDREN: u64 = 1024;
+/// Levels of a map tree: 1024^3 blocks of 256 KiB are 256 TiB.
+pub const NODE_LEVELS_MAX: u8 = 3;
+
+/// Bytes of one frame's postcard header, on any stream.
+pub const FRAME_HEADER_BYTES_MAX: u32 = 256 << 10;
+/// Bytes of one frame's payload.
+pub const FRAME_PAYLOAD_BYTES_MAX: u32 = STORED_BYTES_MAX;
+/// Block ids in one known-block query.
+pub const QUERY_IDS_MAX: usize = 256;
+/// Runs of blocks in one message.
+pub const RUNS_MAX: usize = 8192;
+/// Base ids in one reply: one map leaf.
+pub const BASE_IDS_MAX: usize = NODE_CHILDREN as usize;
+/// Data streams of one connection.
+pub const LANES_MAX: usize = 4;
+/// Blocks whose fate one task has not yet made known, in order: bounds the holes in a coverage.
+pub const COVERAGE_RUNS_MAX: usize = 65_536;
+
+/// Target size of a pack file.
+pub const PACK_BYTES_TARGET: u64 = 256 << 20;
+/// Largest pack file that is accepted: the target, one more block, and its footer.
+pub const PACK_BYTES_MAX: u64 = 1 << 30;
+/// Records of one pack: the smallest record takes 4 KiB.
+pub const PACK_RECORDS_MAX: usize = (PACK_BYTES_MAX / 4096) as usize;
+/// Bytes of a manifest.
+pub const MANIFEST_BYTES_MAX: usize = 16 << 20;
+/// Bytes of one task journal entry.
+pub const JOURNAL_ENTRY_BYTES_MAX: usize = 1 << 20;
+/// Bytes appended since the last durable checkpoint of a task before the next is forced.
+pub const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
+/// Milliseconds after which unsynced progress of a task is made durable.
+pub const CHECKPOINT_MS_MAX: u64 = 5_000;
+
+/// Bytes of the index's own cache.
+pub const INDEX_CACHE_BYTES: usize = 32 << 20;
+
+/// Bytes of raw read buffers of a source mover, over all its workers.
+pub const READ_POOL_BYTES: usize = 64 << 20;
+/// Bytes of compressed output buffers of a source mover (returned when acknowledged).
+pub const SEND_POOL_BYTES: usize = 64 << 20;
+/// Bytes of receive buffers of a target mover: what its credits hand out.
+pub const RECEIVE_POOL_BYTES: usize = 64 << 20;
+/// Bytes of read buffers of one restore.
+pub const RESTORE_POOL_BYTES: usize = 64 << 20;
+
+/// Largest slice that the throttle lets out at once.
+pub const PACE_SLICE_BYTES_MAX: usize = 64 << 10;
+
+const _: () = assert!(COVERAGE_RUNS_MAX >= RUNS_MAX);
+const _: () = assert!(BASE_IDS_MAX * 32 < FRAME_HEADER_BYTES_MAX as usize);
+const _: () = assert!(RUNS_MAX * 24 < FRAME_HEADER_BYTES_MAX as usize);
+const _: () = assert!(QUERY_IDS_MAX * 64 < FRAME_HEADER_BYTES_MAX as usize);
+const _: () = assert!(
+    NODE_CHILDREN.pow(NODE_LEVELS_MAX as u32) * BlockSize::K256.bytes() as u64 >= DISK_BYTES_MAX
+);

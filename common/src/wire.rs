@@ -1,0 +1,604 @@
+//! What two movers say to each other: the messages of protocol 1 and their frame.
+//!
+//! In: messages. Out: bytes, and back, bounded by `limits`. The same frames travel over QUIC,
+//! TLS/TCP and the in-memory transport. postcard does not describe itself, so every change of a
+//! type in this file is a new protocol number in [`ALPN`] (see docs/protocol.md).
+//!
+//! A frame is `header_len: u32 LE`, `payload_len: u32 LE`, the postcard header (one message), and
+//! the raw payload, which only [`ToTarget::Block`] and [`ToSource::Block`] have.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::extents::Run;
+use crate::failure::Failure;
+use crate::ids::{BlockId, IdKey, PointId, RepositoryId, SessionId, StoredChecksum};
+use crate::limits;
+use crate::units::{BlockSize, Compression};
+
+/// Protocol number, sent in `Hello` too, so that a transport without ALPN still checks it.
+pub const PROTOCOL: u16 = 1;
+/// ALPN of QUIC and TLS connections: carries the protocol version.
+pub const ALPN: &[u8] = b"gantry/1";
+/// Bytes before a frame's header.
+pub const FRAME_PREFIX_BYTES: usize = 8;
+
+/// How a block's stored bytes are coded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Codec {
+    /// As they are.
+    Raw,
+    /// One zstd frame with its content size.
+    Zstd,
+}
+
+/// Everything about one block on the wire or in a record, but its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockHead {
+    /// Id of the raw bytes.
+    pub id: BlockId,
+    /// Coding of the stored bytes.
+    pub codec: Codec,
+    /// Bytes when decoded.
+    pub raw_len: u32,
+    /// Checksum of the stored bytes.
+    pub checksum: StoredChecksum,
+}
+
+/// Why a run of blocks needs no bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum MarkKind {
+    /// Reads as zeros.
+    Zero,
+    /// As in the base point.
+    Unchanged,
+}
+
+/// A run of blocks and why no bytes come for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The blocks.
+    pub run: Run,
+    /// Why.
+    pub kind: MarkKind,
+}
+
+/// Number of a disk's task within its session: its place in [`SessionOffer::disks`].
+pub type TaskNumber = u16;
+
+/// What the target must know of one disk before its task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskOffer {
+    /// Identity that stays when a disk moves: vCenter instance, VM instance UUID and disk UUID, or
+    /// what `--disk-id` says. Never a position.
+    pub identity: String,
+    /// For a person: file or device name.
+    pub label: String,
+    /// Bytes of the disk.
+    pub size_bytes: u64,
+    /// Block size of this task.
+    pub block_size: BlockSize,
+    /// Which frozen state of the disk is read: snapshot id, or device, inode, size and mtime. A
+    /// resume with another value starts over.
+    pub snapshot: String,
+    /// Digest of the task's filter map (all zero: nothing filtered).
+    pub filter_digest: [u8; 32],
+    /// The point that changed extents refer to, or that is compared with. `Latest` takes the
+    /// newest committed point that holds this disk.
+    pub base: BaseChoice,
+    /// CBT change id of the snapshot, for the next incremental.
+    pub change_id: Option<String>,
+}
+
+/// Which base a task asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BaseChoice {
+    /// None: a full.
+    None,
+    /// The newest point of this name that holds the disk, if any.
+    Latest,
+    /// This point and no other.
+    Point(PointId),
+}
+
+/// One backup session of one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionOffer {
+    /// The VM's (or image set's) name: points are listed under it.
+    pub name: String,
+    /// Every disk of the session; the point is committed once all are sealed.
+    pub disks: Vec<DiskOffer>,
+    /// Compression, recorded in the point.
+    pub compression: Compression,
+    /// Milliseconds since 1970 of the snapshot.
+    pub created_ms: u64,
+    /// VM configuration (opaque to the data plane; vSphere fills it).
+    pub vm_config: Vec<u8>,
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intent {
+    /// Bring a session in; the same session id again is a resume.
+    Backup(SessionOffer),
+    /// Read one disk of a committed point.
+    Restore(RestoreOffer),
+    /// Ask for the points of a name (all names if empty).
+    List {
+        /// The name.
+        name: String,
+    },
+}
+
+/// Which disk of which point to read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreOffer {
+    /// The VM's name.
+    pub name: String,
+    /// The point; nothing means the newest.
+    pub point: Option<PointId>,
+    /// Position in the point's disk list.
+    pub disk: u16,
+}
+
+/// Session ticket: proves that this peer may do this, for a while. Opaque to whoever carries it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketBytes(pub Vec<u8>);
+
+/// Totals of one disk that the source knows, kept in the point. Bytes of raw disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskTotals {
+    /// Bytes that were read from the source.
+    pub bytes_read: u64,
+    /// Bytes in blocks that read as zeros (holes included).
+    pub bytes_zero: u64,
+    /// Bytes in blocks taken over from the base.
+    pub bytes_unchanged: u64,
+    /// Bytes in blocks that the repository already knew.
+    pub bytes_duplicate: u64,
+    /// Raw bytes in blocks that were sent.
+    pub bytes_sent_raw: u64,
+    /// Their bytes as sent (compressed, without frame headers).
+    pub bytes_transferred: u64,
+}
+
+/// From source mover (or restoring client) to target mover.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToTarget {
+    /// First frame on the control stream.
+    Hello {
+        /// [`PROTOCOL`].
+        protocol: u16,
+        /// Program and version, for the log.
+        software: String,
+        /// The session; kept by a resume.
+        session: SessionId,
+        /// What for.
+        intent: Intent,
+        /// The ticket, where one was issued; required on every reconnection.
+        ticket: Option<TicketBytes>,
+    },
+    /// Starts (or, after a reconnection, restarts) one disk's task.
+    OpenTask {
+        /// Which disk.
+        task: TaskNumber,
+    },
+    /// Asks for the base's block ids of one map leaf.
+    NeedBase {
+        /// Which disk.
+        task: TaskNumber,
+        /// Leaf number: blocks `leaf * NODE_CHILDREN ..`.
+        leaf: u64,
+    },
+    /// Runs of blocks that need no bytes.
+    Marks {
+        /// Which disk.
+        task: TaskNumber,
+        /// The runs.
+        marks: Vec<Mark>,
+    },
+    /// Are these blocks' contents known? Those that are count as delivered.
+    Query {
+        /// Which disk.
+        task: TaskNumber,
+        /// Number of the batch within the connection.
+        batch: u64,
+        /// Block numbers and ids.
+        blocks: Vec<(u64, BlockId)>,
+    },
+    /// One block; its stored bytes are the payload. Needs one credit.
+    Block {
+        /// Which disk.
+        task: TaskNumber,
+        /// Block number.
+        block: u64,
+        /// What the payload is.
+        head: BlockHead,
+    },
+    /// Every block of the disk has been accounted for; answered by `Sealed` once all is durable.
+    Seal {
+        /// Which disk.
+        task: TaskNumber,
+        /// Totals, kept in the point.
+        totals: TaskTotals,
+    },
+    /// The source gives up this disk: nothing of the session will be committed now.
+    GiveUp {
+        /// Which disk.
+        task: TaskNumber,
+        /// Why.
+        failure: Failure,
+    },
+    /// Restore: read these blocks; answered by lanes of `Block`, then `ReadDone` on control.
+    Read {
+        /// Number of the request within the connection.
+        batch: u64,
+        /// The blocks.
+        run: Run,
+    },
+    /// Restore: how many `Block` frames the client has room for, counted from the connection's
+    /// start.
+    Credit {
+        /// Total since the start of the connection.
+        total: u64,
+    },
+    /// Last frame of a connection that ends well.
+    Bye,
+}
+
+/// What became of the base that a task asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BaseAnswer {
+    /// No base was asked for.
+    NotAsked,
+    /// This committed point is the base.
+    Usable {
+        /// The point.
+        point: PointId,
+        /// Bytes of the disk in that point.
+        size_bytes: u64,
+        /// CBT change id stored with it.
+        change_id: Option<String>,
+        /// Blocks of it known to be damaged: always in the read set.
+        damaged: Vec<Run>,
+    },
+    /// It cannot serve; everything is read, for this reason.
+    Unusable {
+        /// For the session log.
+        reason: String,
+    },
+}
+
+/// A restore point as listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointSummary {
+    /// The point.
+    pub point: PointId,
+    /// VM name.
+    pub name: String,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
+    /// Its base, if it had one.
+    pub parent: Option<PointId>,
+    /// Each disk.
+    pub disks: Vec<DiskSummary>,
+}
+
+/// A disk of a listed point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSummary {
+    /// Identity.
+    pub identity: String,
+    /// For a person.
+    pub label: String,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Block size.
+    pub block_size: BlockSize,
+    /// Totals of the run that made it.
+    pub totals: TaskTotals,
+}
+
+/// From target mover to source mover (or restoring client).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToSource {
+    /// Answer to `Hello`.
+    Welcome {
+        /// The repository.
+        repository: RepositoryId,
+        /// Its id key.
+        id_key: IdKey,
+        /// Ticket to present at a reconnection.
+        ticket: Option<TicketBytes>,
+        /// First credit: `Block` frames the source may send on this connection.
+        credit: u64,
+    },
+    /// Answer to `Hello` of a refused peer; the connection then closes.
+    Refused {
+        /// Why.
+        failure: Failure,
+    },
+    /// Answer to `OpenTask`.
+    TaskOpened {
+        /// Which disk.
+        task: TaskNumber,
+        /// The base.
+        base: BaseAnswer,
+        /// Blocks already durable from an earlier attempt; at most `RUNS_MAX` a message.
+        durable: Vec<Run>,
+        /// Whether a further `TaskOpened` with more of `durable` follows.
+        more: bool,
+    },
+    /// Answer to `NeedBase`: ids of that leaf's blocks in the base (ZERO: reads as zeros), fewer
+    /// than `NODE_CHILDREN` at the base's end.
+    BaseIds {
+        /// Which disk.
+        task: TaskNumber,
+        /// Leaf number.
+        leaf: u64,
+        /// The ids.
+        ids: Vec<BlockId>,
+    },
+    /// Answer to `Query`, in the same order.
+    Known {
+        /// Which disk.
+        task: TaskNumber,
+        /// The batch.
+        batch: u64,
+        /// True: delivered; false: send the block.
+        known: Vec<bool>,
+    },
+    /// How many `Block` frames may be sent, counted from the connection's start.
+    Credit {
+        /// Total since the start of the connection.
+        total: u64,
+    },
+    /// These blocks are durable: they survive any crash of the target.
+    Durable {
+        /// Which disk.
+        task: TaskNumber,
+        /// The blocks.
+        runs: Vec<Run>,
+    },
+    /// The disk is complete and durable.
+    Sealed {
+        /// Which disk.
+        task: TaskNumber,
+        /// Bytes that the task added to the repository (records, map nodes, footers).
+        bytes_stored: u64,
+    },
+    /// The point exists.
+    Committed {
+        /// The point.
+        point: PointId,
+    },
+    /// The task, or (without one) the whole session, cannot go on.
+    Failed {
+        /// Which disk, if one.
+        task: Option<TaskNumber>,
+        /// Why.
+        failure: Failure,
+    },
+    /// Answer to a restore's `Hello`, after `Welcome`.
+    PointOpened {
+        /// The point.
+        point: PointSummary,
+    },
+    /// Restore: one block; its stored bytes are the payload.
+    Block {
+        /// Block number.
+        block: u64,
+        /// What the payload is.
+        head: BlockHead,
+    },
+    /// Restore: these blocks read as zeros.
+    Zeros {
+        /// The blocks.
+        runs: Vec<Run>,
+    },
+    /// Restore: every block of that request has been sent, on the lanes or as `Zeros`.
+    ReadDone {
+        /// The request.
+        batch: u64,
+        /// `Block` frames sent for it, so that the client knows when the lanes have delivered.
+        blocks: u64,
+    },
+    /// Answer to `Intent::List`, in pages.
+    Points {
+        /// Newest last.
+        points: Vec<PointSummary>,
+        /// Whether another page follows.
+        more: bool,
+    },
+}
+
+/// A frame that cannot be what a peer of this protocol sends.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// A length beyond the bound.
+    #[error("frame {part} of {len} bytes is beyond the limit of {max}")]
+    TooLong {
+        /// Which part.
+        part: &'static str,
+        /// Announced.
+        len: u32,
+        /// Allowed.
+        max: u32,
+    },
+    /// Bytes that are no message of this protocol.
+    #[error("frame header of {len} bytes is no message of protocol {PROTOCOL}")]
+    Garbled {
+        /// Bytes of it.
+        len: usize,
+    },
+    /// A message that breaks a bound or a rule, named.
+    #[error("message breaks the protocol: {0}")]
+    Rule(&'static str),
+}
+
+/// Lengths at the start of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FramePrefix {
+    /// Bytes of the postcard header.
+    pub header_len: u32,
+    /// Bytes of the payload.
+    pub payload_len: u32,
+}
+
+impl FramePrefix {
+    /// Reads and bounds the lengths.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLong`].
+    pub fn decode(bytes: [u8; FRAME_PREFIX_BYTES]) -> Result<FramePrefix, FrameError> {
+        let [a, b, c, d, e, f, g, h] = bytes;
+        let header_len = u32::from_le_bytes([a, b, c, d]);
+        let payload_len = u32::from_le_bytes([e, f, g, h]);
+        let check = |part, len, max| {
+            if len > max { Err(FrameError::TooLong { part, len, max }) } else { Ok(()) }
+        };
+        check("header", header_len, limits::FRAME_HEADER_BYTES_MAX)?;
+        check("payload", payload_len, limits::FRAME_PAYLOAD_BYTES_MAX)?;
+        Ok(FramePrefix { header_len, payload_len })
+    }
+}
+
+/// A message that can travel: its own rules beyond what postcard checks.
+pub trait Message: Serialize + DeserializeOwned {
+    /// Checks counts and lengths against `limits`, and whether a payload belongs to it.
+    ///
+    /// # Errors
+    /// [`FrameError::Rule`] names the first rule that is broken.
+    fn check(&self, payload_len: u32) -> Result<(), FrameError>;
+}
+
+fn rule(holds: bool, name: &'static str) -> Result<(), FrameError> {
+    if holds { Ok(()) } else { Err(FrameError::Rule(name)) }
+}
+
+fn check_head(head: &BlockHead, payload_len: u32) -> Result<(), FrameError> {
+    rule(head.raw_len > 0 && head.raw_len <= limits::BLOCK_BYTES_MAX, "block length")?;
+    rule(payload_len > 0 && payload_len <= head.raw_len, "payload of a block")?;
+    rule(head.codec != Codec::Raw || payload_len == head.raw_len, "payload of a raw block")
+}
+
+fn check_runs(runs: &[Run]) -> Result<(), FrameError> {
+    rule(runs.len() <= limits::RUNS_MAX, "number of runs")?;
+    rule(runs.iter().all(|run| run.count > 0 && run.end().is_some()), "run of blocks")
+}
+
+fn check_offer(offer: &SessionOffer) -> Result<(), FrameError> {
+    let named = |text: &str| !text.is_empty() && text.len() <= limits::NAME_BYTES_MAX;
+    rule(named(&offer.name), "name of the session")?;
+    rule(!offer.disks.is_empty(), "session without a disk")?;
+    rule(offer.disks.len() <= limits::SESSION_DISKS_MAX, "number of disks")?;
+    for disk in &offer.disks {
+        rule(named(&disk.identity), "identity of a disk")?;
+        rule(disk.size_bytes > 0 && disk.size_bytes <= limits::DISK_BYTES_MAX, "size of a disk")?;
+    }
+    Ok(())
+}
+
+impl Message for ToTarget {
+    fn check(&self, payload_len: u32) -> Result<(), FrameError> {
+        if let ToTarget::Block { head, .. } = self {
+            return check_head(head, payload_len);
+        }
+        rule(payload_len == 0, "payload on a message without one")?;
+        match self {
+            ToTarget::Hello { intent: Intent::Backup(offer), .. } => check_offer(offer),
+            ToTarget::Marks { marks, .. } => {
+                rule(marks.len() <= limits::RUNS_MAX, "number of marks")?;
+                marks.iter().try_for_each(|mark| check_runs(&[mark.run]))
+            }
+            ToTarget::Query { blocks, .. } => {
+                rule(!blocks.is_empty() && blocks.len() <= limits::QUERY_IDS_MAX, "size of a query")
+            }
+            ToTarget::Read { run, .. } => check_runs(&[*run]),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Message for ToSource {
+    fn check(&self, payload_len: u32) -> Result<(), FrameError> {
+        if let ToSource::Block { head, .. } = self {
+            return check_head(head, payload_len);
+        }
+        rule(payload_len == 0, "payload on a message without one")?;
+        match self {
+            ToSource::TaskOpened { base, durable, .. } => {
+                check_runs(durable)?;
+                match base {
+                    BaseAnswer::Usable { damaged, .. } => check_runs(damaged),
+                    _ => Ok(()),
+                }
+            }
+            ToSource::BaseIds { ids, .. } => rule(ids.len() <= limits::BASE_IDS_MAX, "base ids"),
+            ToSource::Known { known, .. } => rule(known.len() <= limits::QUERY_IDS_MAX, "answer"),
+            ToSource::Durable { runs, .. } | ToSource::Zeros { runs } => check_runs(runs),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Encodes a frame's prefix and header; the payload follows it on the wire.
+///
+/// # Panics
+/// If our own message breaks its rules or bounds: a bug.
+pub fn encode<M: Message>(message: &M, payload_len: usize) -> Vec<u8> {
+    let payload_len = u32::try_from(payload_len).expect("payloads are bounded");
+    let frame = postcard::to_extend(message, vec![0u8; FRAME_PREFIX_BYTES]);
+    let mut frame = frame.expect("messages of this protocol always encode");
+    let header_len = (frame.len() - FRAME_PREFIX_BYTES) as u32;
+    assert!(header_len <= limits::FRAME_HEADER_BYTES_MAX, "header of {header_len} bytes");
+    debug_assert_eq!(message.check(payload_len), Ok(()));
+    frame[..4].copy_from_slice(&header_len.to_le_bytes());
+    frame[4..FRAME_PREFIX_BYTES].copy_from_slice(&payload_len.to_le_bytes());
+    frame
+}
+
+/// Decodes a frame's header and checks it against the rules.
+///
+/// # Errors
+/// [`FrameError`]; never panics, whatever the bytes.
+pub fn decode<M: Message>(header: &[u8], payload_len: u32) -> Result<M, FrameError> {
+    let (message, rest) = postcard::take_from_bytes::<M>(header)
+        .map_err(|_| FrameError::Garbled { len: header.len() })?;
+    rule(rest.is_empty(), "bytes after the message")?;
+    message.check(payload_len)?;
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_back_and_hostile_ones_are_refused() {
+        let head = BlockHead {
+            id: BlockId([3; 32]),
+            codec: Codec::Zstd,
+            raw_len: 1 << 20,
+            checksum: StoredChecksum([4; 16]),
+        };
+        let message = ToTarget::Block { task: 1, block: 1 << 40, head };
+        let frame = encode(&message, 77);
+        let prefix = FramePrefix::decode(frame[..8].try_into().unwrap()).unwrap();
+        assert_eq!(prefix.payload_len, 77);
+        assert_eq!(decode::<ToTarget>(&frame[8..], 77), Ok(message));
+        assert!(decode::<ToTarget>(&frame[8..], 0).is_err());
+        assert!(decode::<ToTarget>(&frame[8..], (1 << 20) + 1).is_err());
+        assert!(decode::<ToTarget>(&frame[8..frame.len() - 1], 77).is_err());
+        assert!(FramePrefix::decode([255; 8]).is_err());
+    }
+
+    #[test]
+    fn random_bytes_never_panic() {
+        for seed in 0..20_000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let bytes: Vec<u8> = (0..random.usize(0..200)).map(|_| random.u8(..)).collect();
+            let _ = decode::<ToTarget>(&bytes, random.u32(..));
+            let _ = decode::<ToSource>(&bytes, random.u32(..));
+        }
+    }
+}
