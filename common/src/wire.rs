@@ -159,6 +159,8 @@ pub struct TaskTotals {
     pub bytes_sent_raw: u64,
     /// Their bytes as sent (compressed, without frame headers).
     pub bytes_transferred: u64,
+    /// Bytes in blocks that an earlier, interrupted attempt had made durable.
+    pub bytes_resumed: u64,
 }
 
 /// From source mover (or restoring client) to target mover.
