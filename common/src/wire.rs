@@ -262,6 +262,9 @@ pub enum BaseAnswer {
         change_id: Option<String>,
         /// Blocks of it known to be damaged: always in the read set.
         damaged: Vec<Run>,
+        /// Why this is not the point that `BaseChoice::Point` asked for: the store then falls
+        /// back to the newest usable point, good for a compare but not for changed extents.
+        fallback_reason: Option<String>,
     },
     /// It cannot serve; everything is read, for this reason.
     Unusable {
