@@ -1,1 +1,7 @@
-//! placeholder
+//! Gantry's data plane. The modules stand in the order in which a block travels; see
+//! ARCHITECTURE.md for the map.
+//!
+//! In: disks, links, a repository directory. Out: restore points, restored disks.
+//! Must not: decide when or what to back up (the control plane does), write to a source.
+
+pub mod payload;
