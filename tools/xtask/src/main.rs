@@ -1,2 +1,66 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask`: the commands that a developer or a newcomer types.
+//!
+//! In: a command line. Out: a finished piece of work and its exit code. Each command finds out by
+//! itself what the machine lacks, installs it where it may, and names it where it may not.
+//! Nothing here is part of Gantry's programs.
+
+#![allow(dead_code)] // until corpus and demo use everything
+
+mod cleanup;
+mod packages;
+mod shell;
+mod suite;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "xtask", about = "Developer commands of Gantry")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Format, lints, tests, doc-tests: everything that continuous integration asks for.
+    Test {
+        /// Only tests whose name holds this text.
+        #[arg(long)]
+        filter: Option<String>,
+    },
+    /// Install (as root) or name what the other commands need.
+    Setup,
+}
+
+/// The repository's root: where every child process runs.
+fn root() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).map(PathBuf::from).unwrap_or(here)
+}
+
+/// Whether we may mount, attach loop devices and install packages.
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Test { filter } => suite::test(filter.as_deref()),
+        Command::Setup => packages::ensure(packages::Task::Test),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    cleanup::on_signals();
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What must be undone however a command ends: return, error, panic, Ctrl-C or SIGTERM.
+//!
+//! In: undo actions, each held by a [`Guard`]. Out: each is run exactly once, the youngest first:
+//! when its guard is dropped, or by the signal thread before the process leaves.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::shell;
+
+/// Exit code of a command that a signal ended, as shells count.
+const EXIT_SIGNALLED: i32 = 130;
+
+/// How to undo one thing.
+#[derive(Debug, Clone)]
+pub enum Undo {
+    /// Unmount what is mounted here.
+    Unmount(PathBuf),
+    /// Take a loop device off its file.
+    Detach(String),
+    /// Take a swap device out of use.
+    SwapOff(String),
+    /// End a process that we started.
+    Kill(u32),
+    /// Remove a control group that we made; its processes are gone by then.
+    RemoveGroup(PathBuf),
+    /// Remove a folder and everything in it.
+    RemoveFolder(PathBuf),
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+static PENDING: Mutex<Vec<(u64, Undo)>> = Mutex::new(Vec::new());
+
+fn pending() -> MutexGuard<'static, Vec<(u64, Undo)>> {
+    PENDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Holds one undo action; runs it when dropped.
+#[derive(Debug)]
+#[must_use = "dropping it undoes at once"]
+pub struct Guard {
+    number: u64,
+}
+
+impl Guard {
+    /// Registers an undo action.
+    pub fn new(undo: Undo) -> Guard {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        pending().push((number, undo));
+        Guard { number }
+    }
+
+    /// Forgets the action: what it would have undone shall stay.
+    pub fn keep(self) {
+        pending().retain(|(number, _)| *number != self.number);
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // The lock is held while undoing, so that the signal thread waits for it.
+        let mut list = pending();
+        if let Some(at) = list.iter().position(|(number, _)| *number == self.number) {
+            let (_, undo) = list.remove(at);
+            perform(&undo);
+        }
+    }
+}
+
+fn quietly(command: &mut Command) -> bool {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
+}
+
+fn perform(undo: &Undo) {
+    match undo {
+        Undo::Unmount(at) => {
+            if !quietly(shell::command("umount").arg(at)) {
+                eprintln!("warning: {} is busy; unmounting it later", at.display());
+                quietly(shell::command("umount").arg("--lazy").arg(at));
+            }
+        }
+        Undo::Detach(device) => {
+            quietly(shell::command("losetup").args(["--detach", device]));
+        }
+        Undo::SwapOff(device) => {
+            quietly(shell::command("swapoff").arg(device));
+        }
+        Undo::Kill(process) => kill(*process),
+        Undo::RemoveGroup(folder) => {
+            // The kernel needs a moment after the last process of the group is gone.
+            for _ in 0..50 {
+                if std::fs::remove_dir(folder).is_ok() || !folder.exists() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
+        Undo::RemoveFolder(folder) => {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
+fn kill(process: u32) {
+    let Some(pid) = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw) else {
+        return;
+    };
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    // Reap it if it is our child, so that what it held (mounts, groups) is free again.
+    let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+}
+
+/// From now on Ctrl-C and SIGTERM undo everything pending and leave.
+pub fn on_signals() {
+    let wait = async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (Ok(mut interrupt), Ok(mut terminate)) =
+            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            return std::future::pending().await;
+        };
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+    };
+    std::thread::spawn(move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() else {
+            return;
+        };
+        runtime.block_on(wait);
+        eprintln!("interrupted; cleaning up");
+        let mut list = pending();
+        while let Some((_, undo)) = list.pop() {
+            perform(&undo);
+        }
+        std::process::exit(EXIT_SIGNALLED);
+    });
+}
