@@ -5,3 +5,4 @@
 //! Must not: decide when or what to back up (the control plane does), write to a source.
 
 pub mod payload;
+pub mod store;

@@ -1,0 +1,15 @@
+//! Stage 7 of 7: blocks in, restore points out. The repository.
+//!
+//! In: [`gantry_common::session::store_port::StoreCommand`]s. Out: reports, pack files, manifests.
+//! Invariant: nothing is reported durable that a crash could take. Every file operation goes
+//! through [`storage::Storage`], so that a simulated disk can stand under the store.
+//! Must not: know of networks or sessions' connections.
+
+pub mod error;
+pub mod storage;
+pub mod layout;
+mod fields;
+pub mod superblock;
+pub mod record;
+pub mod footer;
+pub mod pack_scan;

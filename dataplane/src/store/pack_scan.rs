@@ -1,0 +1,162 @@
+//! Reading a pack from end to end: after a crash, to seal it, and to verify it.
+//!
+//! In: a pack file. Out: the records that are whole, and the places where one was and is not.
+//! Invariant: a damaged record hides no other; the search goes on at the next 4 KiB.
+
+use std::io;
+
+use gantry_common::ids::RepositoryId;
+use gantry_common::limits;
+
+use super::footer::{PACK_HEAD_BYTES, PackHead, Slot, encode_footer};
+use super::layout::{ALIGN, PackNumber};
+use super::record::{RECORD_HEAD_BYTES, RECORD_MAGIC, RecordFault, RecordHead};
+use super::storage::StorageFile;
+
+const WINDOW_BYTES: usize = 8 << 20;
+const _: () = assert!(WINDOW_BYTES >= 2 * limits::STORED_BYTES_MAX as usize);
+
+/// A pack read in large pieces.
+#[derive(Debug)]
+pub struct PackBytes<'a, F> {
+    file: &'a F,
+    len: u64,
+    start: u64,
+    window: Vec<u8>,
+    /// Bytes read from the file so far.
+    pub bytes_read: u64,
+}
+
+impl<'a, F: StorageFile> PackBytes<'a, F> {
+    /// At the start of `file`.
+    ///
+    /// # Errors
+    /// Whatever measuring the file gives.
+    pub fn new(file: &'a F) -> io::Result<PackBytes<'a, F>> {
+        Ok(PackBytes { file, len: file.len()?, start: 0, window: Vec::new(), bytes_read: 0 })
+    }
+
+    /// Bytes of the file.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the file is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes at `offset`, fewer than `count` at the file's end. Unreadable sectors come as
+    /// zeros, so that one bad sector does not hide the rest.
+    pub fn at(&mut self, offset: u64, count: usize) -> &[u8] {
+        let end = offset.saturating_add(count as u64).min(self.len);
+        if offset < self.start || end > self.start + self.window.len() as u64 {
+            self.load(offset);
+        }
+        let from = offset.saturating_sub(self.start) as usize;
+        let to = end.saturating_sub(self.start) as usize;
+        self.window.get(from..to).unwrap_or(&[])
+    }
+
+    fn load(&mut self, offset: u64) {
+        self.start = offset;
+        let count = self.len.saturating_sub(offset).min(WINDOW_BYTES as u64) as usize;
+        self.window.resize(count, 0);
+        self.bytes_read += count as u64;
+        if self.file.read_exact_at(offset, &mut self.window).is_ok() {
+            return;
+        }
+        let mut at = offset;
+        for piece in self.window.chunks_mut(ALIGN as usize) {
+            if self.file.read_exact_at(at, piece).is_err() {
+                piece.fill(0);
+            }
+            at += piece.len() as u64;
+        }
+    }
+
+    /// The record at `offset`, its stored bytes checked against their checksum.
+    ///
+    /// # Errors
+    /// [`RecordFault`].
+    pub fn record(
+        &mut self,
+        offset: u64,
+        repository: RepositoryId,
+    ) -> Result<(RecordHead, &[u8]), RecordFault> {
+        let head = RecordHead::decode(self.at(offset, RECORD_HEAD_BYTES), repository)?;
+        let wanted = head.stored_len as usize;
+        let stored = self.at(offset + RECORD_HEAD_BYTES as u64, wanted);
+        if stored.len() < wanted {
+            return Err(RecordFault::Short);
+        }
+        head.check_stored(stored)?;
+        Ok((head, stored))
+    }
+}
+
+/// What a scan found.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// Whole records, in order.
+    pub slots: Vec<Slot>,
+    /// Where a record began that is not whole.
+    pub damaged: Vec<(u64, RecordFault)>,
+}
+
+impl Scan {
+    /// The byte after the last whole record.
+    pub fn end(&self) -> u64 {
+        self.slots.last().map_or(PACK_HEAD_BYTES, Slot::end)
+    }
+}
+
+/// Finds every whole record of a pack, whatever stands between them.
+///
+/// # Errors
+/// Only if the file cannot be measured.
+pub fn scan_pack<F: StorageFile>(file: &F, repository: RepositoryId) -> io::Result<Scan> {
+    let mut bytes = PackBytes::new(file)?;
+    let mut scan = Scan::default();
+    let mut offset = PACK_HEAD_BYTES;
+    while offset < bytes.len() && scan.slots.len() < limits::PACK_RECORDS_MAX {
+        match bytes.record(offset, repository) {
+            Ok((head, _)) => {
+                scan.slots.push(Slot::of(&head, offset));
+                offset += head.record_bytes();
+                continue;
+            }
+            Err(RecordFault::NoMagic) => {}
+            Err(fault) => {
+                // Preallocated zeros never get here; a cut file's last bytes might.
+                if bytes.at(offset, 8) == RECORD_MAGIC {
+                    scan.damaged.push((offset, fault));
+                }
+            }
+        }
+        offset += ALIGN;
+    }
+    Ok(scan)
+}
+
+/// Seals a pack that a crash left open: cuts it after its last whole record, writes the footer,
+/// and makes it durable. The header is written anew where the crash took it.
+///
+/// # Errors
+/// Whatever the file gives; the pack is then still open, and can be scanned again.
+pub fn seal_scanned<F: StorageFile>(file: &F, scan: &Scan, head: &PackHead) -> io::Result<u64> {
+    let end = scan.end();
+    file.set_len(end)?;
+    if PackHead::read(file, head.repository, head.number).is_err() {
+        file.write_at(0, &head.encode())?;
+    }
+    let footer = encode_footer(&scan.slots, end, head.number);
+    file.write_at(end, &footer)?;
+    file.sync_data()?;
+    Ok(end + footer.len() as u64)
+}
+
+/// The number of a pack file for messages: `packs/34/….pack`.
+pub fn pack_place<S: super::storage::Storage>(storage: &S, number: PackNumber) -> String {
+    storage.place(&number.path())
+}
