@@ -5,3 +5,13 @@
 //! Must not: know anything of blocks, disks or the network.
 
 pub mod buffer;
+pub mod thread;
+pub mod direct;
+pub mod probe;
+pub mod files;
+pub mod wake;
+mod entry;
+mod registered;
+mod operations;
+pub mod ring;
+mod wait;
