@@ -29,10 +29,16 @@ pub const FRAME_HEADER_BYTES_MAX: u32 = 256 << 10;
 pub const FRAME_PAYLOAD_BYTES_MAX: u32 = STORED_BYTES_MAX;
 /// Block ids in one known-block query.
 pub const QUERY_IDS_MAX: usize = 256;
+/// Known-block queries of one task without an answer yet.
+pub const QUERIES_IN_FLIGHT_MAX: usize = 16;
+/// Base leaves that one task has asked for without an answer yet.
+pub const BASE_LEAVES_IN_FLIGHT_MAX: usize = 64;
 /// Runs of blocks in one message.
 pub const RUNS_MAX: usize = 8192;
 /// Base ids in one reply: one map leaf.
 pub const BASE_IDS_MAX: usize = NODE_CHILDREN as usize;
+/// Store commands of one session that wait to be taken before its receiver wants no more frames.
+pub const STORE_COMMANDS_MAX: usize = 256;
 /// Data streams of one connection.
 pub const LANES_MAX: usize = 4;
 /// Blocks whose fate one task has not yet made known, in order: bounds the holes in a coverage.

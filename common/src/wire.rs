@@ -326,7 +326,7 @@ pub enum ToSource {
     TaskOpened {
         /// Which disk.
         task: TaskNumber,
-        /// The base.
+        /// The base; counts in the first page only, later ones say `NotAsked`.
         base: BaseAnswer,
         /// Blocks already durable from an earlier attempt; at most `RUNS_MAX` a message.
         durable: Vec<Run>,

@@ -45,7 +45,9 @@ pub enum SourceCommand {
         /// Block number.
         block: u64,
     },
-    /// These blocks' fate was lost with a connection before it was durable: do them again.
+    /// These blocks' fate was lost with a connection before it was durable: do them again. Blocks
+    /// that are still inside the pipeline are never named. May follow `Totals`, even `Sealed`: a
+    /// disk stays open until `Finished` or `Failed`.
     Redo {
         /// Which disk.
         task: TaskNumber,
@@ -59,12 +61,13 @@ pub enum SourceCommand {
         /// Bytes that it added to the repository.
         bytes_stored: u64,
     },
-    /// The point exists; the session is over.
+    /// The point exists; the session is over. May be the only command, where an earlier attempt of
+    /// this session had already committed it.
     Finished {
         /// The point.
         point: PointId,
     },
-    /// The session cannot go on.
+    /// The session cannot go on: stop every disk. Also the answer to the pipeline's own `Failed`.
     Failed {
         /// Which disk, if one.
         task: Option<TaskNumber>,
@@ -83,14 +86,16 @@ pub enum SourceReport<P> {
         /// The run and why.
         mark: Mark,
     },
-    /// The pipeline needs the base's ids of this leaf.
+    /// The pipeline needs the base's ids of this leaf. Only where the base is usable; one `Base`
+    /// comes for a leaf, empty beyond the base's end.
     NeedBase {
         /// Which disk.
         task: TaskNumber,
         /// Leaf number.
         leaf: u64,
     },
-    /// A block was read and hashed and waits for `Known` or `Wanted`.
+    /// A block was read and hashed and waits for `Known` or `Wanted`. The answer may take a
+    /// reconnection; it comes exactly once.
     Hashed {
         /// Which disk.
         task: TaskNumber,
@@ -99,7 +104,7 @@ pub enum SourceReport<P> {
         /// Its id.
         id: BlockId,
     },
-    /// A wanted block, ready to be sent.
+    /// A block ready to be sent: wanted, or never asked about.
     Ready {
         /// Which disk.
         task: TaskNumber,
@@ -110,7 +115,9 @@ pub enum SourceReport<P> {
         /// Stored bytes.
         payload: P,
     },
-    /// Newest totals of this disk, sent before the seal.
+    /// Totals of this disk. Sent whenever every block of `Start` and of each `Redo` so far has met
+    /// its fate inside the pipeline (marked, known or ready), also where there was none to do. The
+    /// seal waits for totals that are newer than the last block reported or redone.
     Totals {
         /// Which disk.
         task: TaskNumber,

@@ -1,8 +1,9 @@
 //! What the receiver asks of the repository's store, and what the store tells it.
 //!
-//! The store answers every command that has an answer exactly once, in any order between tasks,
-//! in order within one task. `P` is the payload type: opaque here. A task is named by `TaskKey`,
-//! unique within the store process for as long as the session lives.
+//! The store answers every command that has an answer exactly once: in any order between tasks, in
+//! order within one task, and `Detach` last of all (see there). `P` is the payload type: opaque
+//! here. A task is named by `TaskKey`, unique within the store process for as long as the session
+//! lives.
 
 use crate::extents::Run;
 use crate::failure::Failure;
@@ -57,7 +58,9 @@ pub enum StoreCommand<P> {
         /// Block numbers and ids.
         blocks: Vec<(u64, BlockId)>,
     },
-    /// Stores one block. Answered by `Appended` when its buffer is free, and in time `Durable`.
+    /// Stores one block. Answered by `Appended` when its buffer is free (also where the block could
+    /// not be stored, or its task has failed), and in time `Durable`. A block or mark may come
+    /// again after a reconnection; it then replaces what the task had at its place.
     Append {
         /// Which task.
         key: TaskKey,
@@ -78,7 +81,9 @@ pub enum StoreCommand<P> {
         totals: TaskTotals,
     },
     /// The connection is gone: make durable what is there and close the session's files; it may
-    /// come back. No answer.
+    /// come back with `OpenSession` and then `OpenTask` for every disk, sealed ones too. Answered
+    /// by `Detached` after every other report of what the session commanded before, whatever
+    /// failed: until then the receiver takes reports as belonging to the lost connection.
     Detach {
         /// The session.
         session: SessionId,
@@ -88,14 +93,15 @@ pub enum StoreCommand<P> {
 /// Store → receiver.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoreReport {
-    /// The session may go on. `committed` if an earlier attempt already committed it.
+    /// The session may go on. `committed` if an earlier attempt already committed it (then no
+    /// `Committed` follows).
     SessionOpened {
         /// The session.
         session: SessionId,
         /// The point, where it is done already.
         committed: Option<PointId>,
     },
-    /// The task may go on.
+    /// The task may go on. A resumed task keeps the base that it began with.
     TaskOpened {
         /// Which task.
         key: TaskKey,
@@ -129,7 +135,7 @@ pub enum StoreReport {
         /// Block number.
         block: u64,
     },
-    /// These blocks survive any crash.
+    /// These blocks survive any crash. At any time between `TaskOpened` and `Detached`.
     Durable {
         /// Which task.
         key: TaskKey,
@@ -150,7 +156,13 @@ pub enum StoreReport {
         /// The point.
         point: PointId,
     },
-    /// The task or the session cannot go on.
+    /// Answer to `Detach`: every earlier command of the session is answered, every buffer is back,
+    /// and nothing more comes until `OpenSession` is repeated.
+    Detached {
+        /// The session.
+        session: SessionId,
+    },
+    /// The task or the session cannot go on: the connection will end, and a `Detach` follows.
     Failed {
         /// The session.
         session: SessionId,
