@@ -21,6 +21,7 @@
 //! bound them (`limits::READ_POOL_BYTES`, `SEND_POOL_BYTES`). Marks hold no buffer: the driver
 //! stops taking reports while [`Sender::accepts_reports`] is false.
 
+mod queues;
 mod task;
 
 use std::collections::VecDeque;
@@ -292,7 +293,8 @@ impl<P> Sender<P> {
         };
         let disks = self.tasks.len();
         let found = self.tasks.get_mut(usize::from(task));
-        found.unwrap_or_else(|| panic!("report of disk {task} of {disks}")).handle_report(report);
+        let found = found.unwrap_or_else(|| panic!("report of disk {task} of {disks}"));
+        found.handle_report(report, &mut self.commands);
     }
 
     /// Whether the driver should take further reports from the pipeline now. False only while

@@ -117,7 +117,7 @@ impl Task {
         };
         if let BaseAnswer::Usable { size_bytes, .. } = &base {
             let base_blocks = self.block_size.block_count(*size_bytes);
-            self.base_leaves = base_blocks.max(self.blocks).div_ceil(limits::NODE_CHILDREN);
+            self.base_leaves = base_blocks.div_ceil(limits::NODE_CHILDREN);
         }
         let mut pages = durable.chunks(limits::RUNS_MAX).peekable();
         loop {
@@ -232,6 +232,11 @@ impl Task {
         }
         let (what, max) = ("unanswered queries", limits::QUERIES_IN_FLIGHT_MAX);
         if self.queries.len() > max {
+            return Err(ProtocolViolation::TooMany { what, task, max });
+        }
+        // Each id may make a run of its own, once it is answered.
+        let (what, max) = ("separate runs of blocks", limits::COVERAGE_RUNS_MAX);
+        if self.accounted.run_count() + self.queries.len() * limits::QUERY_IDS_MAX > max {
             return Err(ProtocolViolation::TooMany { what, task, max });
         }
         Ok(StoreCommand::Query { key, batch, blocks })

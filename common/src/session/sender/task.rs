@@ -6,9 +6,10 @@
 //! Invariant: `accounted` holds a block from the moment its fate left on the wire (or the target
 //! called it durable at the start) until a reconnection shows that it was lost.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use super::TaskProgress;
+use super::queues::{Queues, overlap};
 use crate::extents::{Run, RunSet};
 use crate::failure::{Failure, FailureKind};
 use crate::ids::{BlockId, IdKey, PointId};
@@ -16,13 +17,7 @@ use crate::limits;
 use crate::session::source_port::{SourceCommand, SourceReport};
 use crate::session::violation::{ProtocolViolation, check_run};
 use crate::units::BlockSize;
-use crate::wire::{
-    BaseAnswer, BlockHead, DiskOffer, Mark, MarkKind, TaskNumber, TaskTotals, ToTarget,
-};
-
-/// Unanswered queries below which even a single id is asked for at once; with more in flight, ids
-/// are collected until a query is full.
-const QUERIES_EAGER: usize = 4;
+use crate::wire::{BaseAnswer, DiskOffer, TaskNumber, TaskTotals, ToTarget};
 
 /// Where the task stands on the present connection.
 #[derive(Debug)]
@@ -37,13 +32,6 @@ enum Phase {
     /// `Seal` is sent.
     Sealing,
     Sealed,
-}
-
-#[derive(Debug)]
-struct ReadyBlock<P> {
-    block: u64,
-    head: BlockHead,
-    payload: P,
 }
 
 /// The base of a started task, as the target first named it.
@@ -65,14 +53,7 @@ pub(super) struct Task<P> {
     started: Option<Option<UsableBase>>,
     accounted: RunSet,
     durable: RunSet,
-    /// Marks that were not sent yet; disjoint.
-    zeros: RunSet,
-    unchanged: RunSet,
-    leaves_wanted: VecDeque<u64>,
-    leaves_asked: BTreeSet<u64>,
-    hashed: VecDeque<(u64, BlockId)>,
-    queries: BTreeMap<u64, Vec<(u64, BlockId)>>,
-    ready: VecDeque<ReadyBlock<P>>,
+    queues: Queues<P>,
     /// The pipeline's totals, if no block was reported or redone since.
     totals: Option<TaskTotals>,
     seal_was_sent: bool,
@@ -90,13 +71,7 @@ impl<P> Task<P> {
             started: None,
             accounted: RunSet::new(),
             durable: RunSet::new(),
-            zeros: RunSet::new(),
-            unchanged: RunSet::new(),
-            leaves_wanted: VecDeque::new(),
-            leaves_asked: BTreeSet::new(),
-            hashed: VecDeque::new(),
-            queries: BTreeMap::new(),
-            ready: VecDeque::new(),
+            queues: Queues::new(number),
             totals: None,
             seal_was_sent: false,
             sealed_was_told: false,
@@ -106,10 +81,7 @@ impl<P> Task<P> {
     /// What was asked and not answered will be asked again, before anything newer.
     pub(super) fn handle_disconnected(&mut self) {
         self.phase = Phase::Closed;
-        let asked = std::mem::take(&mut self.queries).into_values().flatten();
-        self.hashed = asked.chain(self.hashed.drain(..)).collect();
-        let asked = std::mem::take(&mut self.leaves_asked).into_iter();
-        self.leaves_wanted = asked.chain(self.leaves_wanted.drain(..)).collect();
+        self.queues.handle_disconnected();
     }
 
     /// The request that opens the task on a new connection.
@@ -198,20 +170,20 @@ impl<P> Task<P> {
         ids: Vec<BlockId>,
         commands: &mut VecDeque<SourceCommand>,
     ) -> Result<(), ProtocolViolation> {
-        let (message, task) = ("BaseIds", self.number);
-        if !self.leaves_asked.contains(&leaf) {
-            return Err(ProtocolViolation::NotAsked { message, task, number: leaf });
+        let (expected, found) = (self.base_children(leaf), ids.len() as u64);
+        if found != expected {
+            return Err(ProtocolViolation::WrongCount { message: "BaseIds", expected, found });
         }
+        self.queues.answer_leaf(leaf)?;
+        commands.push_back(SourceCommand::Base { task: self.number, leaf, ids });
+        Ok(())
+    }
+
+    /// Blocks of the base in this leaf; 0 beyond its end.
+    fn base_children(&self, leaf: u64) -> u64 {
         let base_blocks = self.started.flatten().map_or(0, |base| base.blocks);
         let before = leaf.saturating_mul(limits::NODE_CHILDREN);
-        let expected = base_blocks.saturating_sub(before).min(limits::NODE_CHILDREN);
-        let found = ids.len() as u64;
-        if found != expected {
-            return Err(ProtocolViolation::WrongCount { message, expected, found });
-        }
-        self.leaves_asked.remove(&leaf);
-        commands.push_back(SourceCommand::Base { task, leaf, ids });
-        Ok(())
+        base_blocks.saturating_sub(before).min(limits::NODE_CHILDREN)
     }
 
     pub(super) fn handle_known(
@@ -220,15 +192,8 @@ impl<P> Task<P> {
         known: &[bool],
         commands: &mut VecDeque<SourceCommand>,
     ) -> Result<(), ProtocolViolation> {
-        let (message, task) = ("Known", self.number);
-        let Some(asked) = self.queries.get(&batch) else {
-            return Err(ProtocolViolation::NotAsked { message, task, number: batch });
-        };
-        let (expected, found) = (asked.len() as u64, known.len() as u64);
-        if expected != found {
-            return Err(ProtocolViolation::WrongCount { message, expected, found });
-        }
-        for (&(block, _), &is_known) in asked.iter().zip(known) {
+        let task = self.number;
+        for (block, &is_known) in self.queues.answer_query(batch, known.len())?.zip(known) {
             commands.push_back(if is_known {
                 self.accounted.insert(Run { first: block, count: 1 });
                 SourceCommand::Known { task, block }
@@ -236,7 +201,6 @@ impl<P> Task<P> {
                 SourceCommand::Wanted { task, block }
             });
         }
-        self.queries.remove(&batch);
         Ok(())
     }
 
@@ -267,39 +231,40 @@ impl<P> Task<P> {
     }
 
     /// A report of the pipeline about this disk.
-    pub(super) fn handle_report(&mut self, report: SourceReport<P>) {
+    pub(super) fn handle_report(
+        &mut self,
+        report: SourceReport<P>,
+        commands: &mut VecDeque<SourceCommand>,
+    ) {
         assert!(self.started.is_some(), "report of disk {} before its Start", self.number);
-        if let SourceReport::Totals { totals, .. } = report {
-            self.totals = Some(totals);
-            return;
+        if !matches!(report, SourceReport::Totals { .. }) {
+            self.totals = None;
         }
-        self.totals = None;
         match report {
-            SourceReport::Marked { mark: Mark { run, kind }, .. } => {
-                self.assert_on_disk(run);
-                let (mine, other) = match kind {
-                    MarkKind::Zero => (&mut self.zeros, &mut self.unchanged),
-                    MarkKind::Unchanged => (&mut self.unchanged, &mut self.zeros),
-                };
-                mine.insert(run);
-                other.remove(run);
+            SourceReport::Marked { mark, .. } => {
+                self.assert_on_disk(mark.run);
+                self.queues.push_mark(mark);
             }
             SourceReport::NeedBase { leaf, .. } => {
                 assert!(self.started.flatten().is_some(), "disk {} has no base", self.number);
-                self.leaves_wanted.push_back(leaf);
+                if self.base_children(leaf) > 0 {
+                    self.queues.push_leaf(leaf);
+                } else {
+                    let ids = Vec::new();
+                    commands.push_back(SourceCommand::Base { task: self.number, leaf, ids });
+                }
             }
             SourceReport::Hashed { block, id, .. } => {
                 self.assert_on_disk(Run { first: block, count: 1 });
-                self.hashed.push_back((block, id));
+                self.queues.push_hashed(block, id);
             }
             SourceReport::Ready { block, head, payload, .. } => {
                 let expected = self.block_size.block_len(block, self.size_bytes);
                 assert_eq!(head.raw_len, expected, "block {block} of disk {}", self.number);
-                self.ready.push_back(ReadyBlock { block, head, payload });
+                self.queues.push_ready(block, head, payload);
             }
-            SourceReport::Totals { .. } | SourceReport::Failed { .. } => {
-                unreachable!("handled before")
-            }
+            SourceReport::Totals { totals, .. } => self.totals = Some(totals),
+            SourceReport::Failed { .. } => unreachable!("ends the session, not the task"),
         }
     }
 
@@ -313,57 +278,22 @@ impl<P> Task<P> {
         if !matches!(self.phase, Phase::Open) {
             return None;
         }
-        let task = self.number;
-        if self.leaves_asked.len() < limits::BASE_LEAVES_IN_FLIGHT_MAX
-            && let Some(leaf) = self.leaves_wanted.pop_front()
-        {
-            // A leaf that is already being asked for is answered once.
-            if self.leaves_asked.insert(leaf) {
-                return Some(ToTarget::NeedBase { task, leaf });
-            }
-        }
-        if self.is_query_due() {
-            let count = self.hashed.len().min(limits::QUERY_IDS_MAX);
-            let blocks: Vec<_> = self.hashed.drain(..count).collect();
-            let batch = *next_batch;
-            *next_batch += 1;
-            self.queries.insert(batch, blocks.clone());
-            return Some(ToTarget::Query { task, batch, blocks });
-        }
-        self.poll_marks().or_else(|| self.poll_seal())
-    }
-
-    fn is_query_due(&self) -> bool {
-        let limit = if self.hashed.len() >= limits::QUERY_IDS_MAX {
-            limits::QUERIES_IN_FLIGHT_MAX
-        } else {
-            QUERIES_EAGER
-        };
-        !self.hashed.is_empty() && self.queries.len() < limit
+        let asking = self.queues.poll_need_base();
+        let asking = asking.or_else(|| self.queues.poll_query(next_batch));
+        asking.or_else(|| self.poll_marks()).or_else(|| self.poll_seal())
     }
 
     fn poll_marks(&mut self) -> Option<ToTarget> {
-        let zeros = self.zeros.iter().map(|run| Mark { run, kind: MarkKind::Zero });
-        let unchanged = self.unchanged.iter().map(|run| Mark { run, kind: MarkKind::Unchanged });
-        let marks: Vec<Mark> = zeros.chain(unchanged).take(limits::RUNS_MAX).collect();
+        let marks = self.queues.take_marks();
         for mark in &marks {
-            match mark.kind {
-                MarkKind::Zero => self.zeros.remove(mark.run),
-                MarkKind::Unchanged => self.unchanged.remove(mark.run),
-            }
             self.accounted.insert(mark.run);
         }
         (!marks.is_empty()).then_some(ToTarget::Marks { task: self.number, marks })
     }
 
     fn poll_seal(&mut self) -> Option<ToTarget> {
-        let is_quiet = self.hashed.is_empty()
-            && self.queries.is_empty()
-            && self.ready.is_empty()
-            && self.leaves_wanted.is_empty()
-            && self.leaves_asked.is_empty();
         let totals = self.totals?;
-        if !is_quiet || self.accounted.blocks() < self.blocks {
+        if self.accounted.blocks() < self.blocks || !self.queues.is_quiet() {
             return None;
         }
         self.phase = Phase::Sealing;
@@ -373,20 +303,20 @@ impl<P> Task<P> {
 
     /// Whether a block could go out now, but for credit.
     pub(super) fn has_block(&self) -> bool {
-        matches!(self.phase, Phase::Open) && !self.ready.is_empty()
+        matches!(self.phase, Phase::Open) && self.queues.awaiting_credit() > 0
     }
 
     /// Takes the next block; it counts as put on the wire.
     pub(super) fn pop_block(&mut self) -> Option<(ToTarget, P)> {
         assert!(matches!(self.phase, Phase::Open), "block of disk {} out of turn", self.number);
-        let ReadyBlock { block, head, payload } = self.ready.pop_front()?;
+        let (block, head, payload) = self.queues.pop_ready()?;
         self.accounted.insert(Run { first: block, count: 1 });
         Some((ToTarget::Block { task: self.number, block, head }, payload))
     }
 
     /// Separate runs of marks that wait to be sent.
     pub(super) fn marks_waiting(&self) -> usize {
-        self.zeros.run_count() + self.unchanged.run_count()
+        self.queues.marks_waiting()
     }
 
     /// Whether `Seal` was sent on any connection.
@@ -401,39 +331,19 @@ impl<P> Task<P> {
 
     /// The session is over: buffers go back to their pools.
     pub(super) fn drop_queues(&mut self) {
-        self.ready.clear();
-        self.hashed.clear();
-        self.zeros = RunSet::new();
-        self.unchanged = RunSet::new();
+        self.queues = Queues::new(self.number);
     }
 
     pub(super) fn progress(&self) -> TaskProgress {
-        let asked: usize = self.queries.values().map(Vec::len).sum();
         TaskProgress {
             blocks: self.blocks,
             accounted: self.accounted.blocks(),
             durable: self.durable.blocks(),
-            awaiting_answer: (self.hashed.len() + asked) as u64,
-            awaiting_credit: self.ready.len() as u64,
+            awaiting_answer: self.queues.awaiting_answer() as u64,
+            awaiting_credit: self.queues.awaiting_credit() as u64,
             sealed: self.sealed_was_told,
         }
     }
-}
-
-/// The parts of `run` that are in `set`.
-fn overlap(set: &RunSet, run: Run) -> Vec<Run> {
-    let end = run.first + run.count;
-    let mut parts = Vec::new();
-    let mut at = run.first;
-    while at < end {
-        let Some(found) = set.run_at(at).or_else(|| set.next_run(at)) else { break };
-        let (first, found_end) = (found.first.max(at), (found.first + found.count).min(end));
-        if first < found_end {
-            parts.push(Run { first, count: found_end - first });
-        }
-        at = (found.first + found.count).max(at + 1);
-    }
-    parts
 }
 
 /// Adds runs that the target names to a set, checked against the disk and the set's bound.
