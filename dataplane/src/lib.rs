@@ -5,4 +5,7 @@
 //! Must not: decide when or what to back up (the control plane does), write to a source.
 
 pub mod payload;
+pub mod disk;
+pub mod filter;
+pub mod compress;
 pub mod store;
