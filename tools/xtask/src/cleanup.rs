@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::shell;
 
@@ -26,9 +27,14 @@ pub enum Undo {
     Kill(u32),
     /// Remove a control group that we made; its processes are gone by then.
     RemoveGroup(PathBuf),
+    /// Remove a folder that is empty again, as a mount point is.
+    RemoveEmptyFolder(PathBuf),
     /// Remove a folder and everything in it.
     RemoveFolder(PathBuf),
 }
+
+/// Between two tries to remove what is still busy.
+const PAUSE: Duration = Duration::from_millis(25);
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 static PENDING: Mutex<Vec<(u64, Undo)>> = Mutex::new(Vec::new());
@@ -50,11 +56,6 @@ impl Guard {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         pending().push((number, undo));
         Guard { number }
-    }
-
-    /// Forgets the action: what it would have undone shall stay.
-    pub fn keep(self) {
-        pending().retain(|(number, _)| *number != self.number);
     }
 }
 
@@ -95,11 +96,21 @@ fn perform(undo: &Undo) {
                 if std::fs::remove_dir(folder).is_ok() || !folder.exists() {
                     break;
                 }
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                std::thread::sleep(PAUSE);
             }
         }
+        Undo::RemoveEmptyFolder(folder) => {
+            let _ = std::fs::remove_dir(folder);
+        }
         Undo::RemoveFolder(folder) => {
-            let _ = std::fs::remove_dir_all(folder);
+            // Another thread may still be writing into it; without the folder it soon fails.
+            for _ in 0..40 {
+                let _ = std::fs::remove_dir_all(folder);
+                if !folder.exists() {
+                    break;
+                }
+                std::thread::sleep(PAUSE);
+            }
         }
     }
 }

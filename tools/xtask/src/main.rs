@@ -4,9 +4,10 @@
 //! itself what the machine lacks, installs it where it may, and names it where it may not.
 //! Nothing here is part of Gantry's programs.
 
-#![allow(dead_code)] // until corpus and demo use everything
+#![allow(dead_code)] // until the demo and the large image use everything
 
 mod cleanup;
+mod corpus;
 mod packages;
 mod shell;
 mod suite;
@@ -31,6 +32,28 @@ enum Command {
         #[arg(long)]
         filter: Option<String>,
     },
+    /// Build disk images with real content, in two versions each.
+    Corpus {
+        /// Which images.
+        #[arg(long, value_enum, default_value = "small")]
+        size: corpus::Size,
+        /// Where (default: target/corpus/SIZE).
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// Seed of every random choice.
+        #[arg(long, default_value_t = corpus::SEED)]
+        seed: u64,
+    },
+    /// The process whose memory goes to swap while an image is built.
+    #[command(hide = true)]
+    HoldMemory {
+        /// Control group to join.
+        group: PathBuf,
+        /// Bytes to hold.
+        bytes: u64,
+        /// Seed of the choice of pages.
+        seed: u64,
+    },
     /// Install (as root) or name what the other commands need.
     Setup,
 }
@@ -49,6 +72,12 @@ fn is_root() -> bool {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Test { filter } => suite::test(filter.as_deref()),
+        Command::Corpus { size, dir, seed } => {
+            corpus::build(&corpus::Request { size, folder: dir, seed }).map(drop)
+        }
+        Command::HoldMemory { group, bytes, seed } => {
+            corpus::swap::hold_memory(&group, bytes, seed)
+        }
         Command::Setup => packages::ensure(packages::Task::Test),
     }
 }

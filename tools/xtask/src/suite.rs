@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::corpus::{self, Size};
 use crate::{packages, shell};
 
 /// Runs the suite; with a filter only the tests whose name holds it, after the same checks.
@@ -15,6 +16,8 @@ use crate::{packages, shell};
 pub fn test(filter: Option<&str>) -> Result<()> {
     let root = crate::root();
     shell::step("packages", || packages::ensure(packages::Task::Test))?;
+    let request = corpus::Request { size: Size::Small, folder: None, seed: corpus::SEED };
+    let images = shell::step("disk images", || corpus::build(&request))?;
     shell::step("format", || shell::show(shell::cargo(&root).args(["fmt", "--all", "--check"])))?;
     shell::step("lints", || {
         let mut clippy = shell::cargo(&root);
@@ -24,6 +27,7 @@ pub fn test(filter: Option<&str>) -> Result<()> {
     shell::step("tests", || {
         let mut nextest = shell::cargo(&root);
         nextest.args(["nextest", "run", "--workspace"]).args(filter);
+        nextest.env("GANTRY_CORPUS", &images);
         shell::show(&mut nextest)
     })?;
     if filter.is_none() && has_doc_tests(&root) {

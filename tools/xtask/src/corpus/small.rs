@@ -1,0 +1,211 @@
+//! The small corpus: four disks that together take seconds to build.
+//!
+//! In: a folder, a seed. Out: `linux`, `windows`, `xfs` and `mixed-tail`, each in two versions.
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::changes::{self, Day};
+use super::content::{HostFile, HostFiles, MemoryPages};
+use super::describe::{self, Image};
+use super::layout::{MIB, PartitionType, Region, create_partitioned, create_sparse};
+use super::sparse;
+use super::swap::{Origin, Swap};
+use super::volume::{FileSystem, Placed, Volume};
+
+const DAY: Day =
+    Day { appends: 12, rewrites: 16, rewrite_pages_max: 40, rewrite_pages_min: 1, removals: 12 };
+/// Size of `mixed-tail`: no multiple of anything but sectors.
+const MIXED_BYTES: u64 = 100 * MIB + 4608;
+
+/// Where images are built, and from what.
+#[derive(Debug, Clone, Copy)]
+pub struct Site<'a> {
+    /// The corpus folder in the making.
+    pub folder: &'a Path,
+    /// Temporary files and mount points.
+    pub work: &'a Path,
+    /// Seed of this image's choices.
+    pub seed: u64,
+}
+
+impl Site<'_> {
+    /// Version 1's path.
+    pub fn first(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.raw"))
+    }
+
+    /// Version 2's path.
+    pub fn second(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.v2.raw"))
+    }
+}
+
+/// Files of one image: those it is filled with, and those that come on the second day.
+struct Share {
+    fill: Vec<HostFile>,
+    new: Vec<HostFile>,
+}
+
+impl Share {
+    fn take(files: &mut HostFiles, fill: u64, new: u64) -> Share {
+        Share { fill: files.mixture(fill), new: files.mixture(new) }
+    }
+}
+
+/// Builds all four, two at a time.
+///
+/// # Errors
+/// The first image's that failed.
+pub fn build(site: Site) -> Result<Vec<Image>> {
+    let mut files = HostFiles::list(&["/usr".into()], site.seed)?;
+    let linux_share = Share::take(&mut files, 112 * MIB, 6 * MIB);
+    let windows_share = Share::take(&mut files, 64 * MIB, 4 * MIB);
+    let xfs_share = Share::take(&mut files, 56 * MIB, 4 * MIB);
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| -> Result<Vec<Image>> {
+            Ok(vec![windows(site, &windows_share)?, mixed_tail(site, &xfs_share.fill)?])
+        });
+        let mut images = vec![linux(site, &linux_share)?, xfs(site, &xfs_share)?];
+        match others.join() {
+            Ok(more) => images.extend(more?),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+        Ok(images)
+    })
+}
+
+/// Only the Linux disk, for the demonstration: makes both versions, returns their description.
+///
+/// # Errors
+/// When building fails.
+pub fn build_linux(site: Site) -> Result<Image> {
+    let mut files = HostFiles::list(&["/usr".into()], site.seed)?;
+    linux(site, &Share::take(&mut files, 112 * MIB, 6 * MIB))
+}
+
+fn linux(site: Site, share: &Share) -> Result<Image> {
+    let (name, path) = ("linux", site.first("linux"));
+    let (root, swap) = (Region::mib(1, 208), Region::mib(209, 64));
+    let partitions = [(root, PartitionType::LinuxData), (swap, PartitionType::LinuxSwap)];
+    create_partitioned(&path, name, 320 * MIB, &partitions)?;
+    let volume =
+        Volume { image: &path, region: root, kind: FileSystem::Ext4, name, work: site.work };
+    let files = fill(&volume, share)?;
+    let space = Swap { image: &path, region: swap, name, work: site.work };
+    space.format()?;
+    let origin = space.fill(40 * MIB, &share.fill, site.seed)?;
+
+    let second = site.second(name);
+    sparse::copy_sparse(&path, &second)?;
+    change(&Volume { image: &second, ..volume }, &files, share, site.seed)?;
+    Swap { image: &second, ..space }.fill(8 * MIB, &share.new, site.seed + 1)?;
+    sparse::copy_full(&path, &site.folder.join("linux.full.raw"))?;
+    describe::image(site.folder, name, Some(origin_name(origin)))
+}
+
+/// As `corpus.json` writes it.
+pub fn origin_name(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Kernel => "kernel",
+        Origin::Written => "written",
+    }
+}
+
+fn windows(site: Site, share: &Share) -> Result<Image> {
+    let (name, path) = ("windows", site.first("windows"));
+    let (reserved, system) = (Region::mib(1, 16), Region::mib(17, 208));
+    let partitions =
+        [(reserved, PartitionType::WindowsReserved), (system, PartitionType::WindowsData)];
+    create_partitioned(&path, name, 256 * MIB, &partitions)?;
+    let volume =
+        Volume { image: &path, region: system, kind: FileSystem::Ntfs, name, work: site.work };
+    let mut files = fill(&volume, share)?;
+    let mut pages = MemoryPages::new(&share.fill, site.seed)?;
+    let mut memory = vec![0; 24 * MIB as usize];
+    pages.fill(&mut memory);
+    volume.change(|tree| tree.write("pagefile.sys", &memory))?;
+    // It is the likeliest file to be rewritten, as in life.
+    let page_file = Placed { name: "pagefile.sys".into(), bytes: memory.len() as u64 };
+    files.extend(std::iter::repeat_n(page_file, 8));
+
+    let second = site.second(name);
+    sparse::copy_sparse(&path, &second)?;
+    change(&Volume { image: &second, ..volume }, &files, share, site.seed)?;
+    describe::image(site.folder, name, None)
+}
+
+fn xfs(site: Site, share: &Share) -> Result<Image> {
+    let (name, path) = ("xfs", site.first("xfs"));
+    let root = Region::mib(1, 304);
+    create_partitioned(&path, name, 308 * MIB, &[(root, PartitionType::LinuxData)])?;
+    let volume =
+        Volume { image: &path, region: root, kind: FileSystem::Xfs, name, work: site.work };
+    let files = fill(&volume, share)?;
+    let second = site.second(name);
+    sparse::copy_sparse(&path, &second)?;
+    change(&Volume { image: &second, ..volume }, &files, share, site.seed)?;
+    describe::image(site.folder, name, None)
+}
+
+/// Fills a volume and deletes every eighth file again; returns what is left.
+fn fill(volume: &Volume, share: &Share) -> Result<Vec<Placed>> {
+    let mut left = Vec::new();
+    volume.create(|tree| {
+        let placed = tree.put_all(&share.fill)?;
+        tree.write("etc/hostname", format!("{}\n", volume.name).as_bytes())?;
+        let (mut gone, mut rest) = (Vec::new(), Vec::new());
+        for (number, file) in placed.into_iter().enumerate() {
+            if number % 8 == 7 { gone.push(file) } else { rest.push(file) }
+        }
+        left = rest;
+        tree.remove_all(&gone)
+    })?;
+    Ok(left)
+}
+
+fn change(volume: &Volume, files: &[Placed], share: &Share, seed: u64) -> Result<()> {
+    let mut pages = MemoryPages::new(&share.new, seed)?;
+    let mut random = fastrand::Rng::with_seed(seed);
+    volume.change(|tree| changes::pass(tree, files, &share.new, DAY, &mut pages, &mut random))
+}
+
+/// No file system at all: text, random bytes, written zeros, holes, and a tail of half a sector
+/// more than a page; every kind of block that a reader meets, the last one short.
+fn mixed_tail(site: Site, files: &[HostFile]) -> Result<Image> {
+    let (name, path) = ("mixed-tail", site.first("mixed-tail"));
+    let mut random = fastrand::Rng::with_seed(site.seed);
+    let file = create_sparse(&path, MIXED_BYTES)?;
+    let text: Vec<u8> =
+        (0..300_000).flat_map(|n| format!("line {n} of some text\n").into_bytes()).collect();
+    file.write_all_at(&text, 0)?;
+    let mut noise = vec![0; 12 * MIB as usize];
+    random.fill(&mut noise);
+    file.write_all_at(&noise, 16 * MIB + 1234)?;
+    file.write_all_at(&vec![0; 8 * MIB as usize], 40 * MIB)?;
+    let mut at = 56 * MIB;
+    for host in files.iter().filter(|host| host.bytes >= MIB).take(10) {
+        let Ok(bytes) = std::fs::read(&host.path) else { continue };
+        let end = bytes.len().min((98 * MIB - at) as usize);
+        file.write_all_at(&bytes[..end], at)?;
+        at += end as u64;
+    }
+    let mut tail = vec![0; 5000];
+    random.fill(&mut tail);
+    file.write_all_at(&tail, MIXED_BYTES - 5000)?;
+
+    let second = site.second(name);
+    sparse::copy_sparse(&path, &second)?;
+    let file = sparse::open_write(&second)?;
+    for _ in 0..30 {
+        let length = random.usize(1..100_000);
+        random.fill(&mut noise[..length]);
+        let offset = random.u64(0..MIXED_BYTES - length as u64);
+        file.write_all_at(&noise[..length], offset)?;
+    }
+    file.write_all_at(&vec![0; 2 * MIB as usize], 20 * MIB)?;
+    file.write_all_at(b"end", MIXED_BYTES - 3)?;
+    describe::image(site.folder, name, None)
+}
