@@ -4,7 +4,7 @@
 //! lost: one that comes while nobody waits ends the next wait at once. Must not: block.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -42,11 +42,5 @@ impl Waker {
 
     pub(crate) fn raw(&self) -> RawFd {
         self.event.as_raw_fd()
-    }
-}
-
-impl AsFd for Waker {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
     }
 }
