@@ -130,6 +130,11 @@ impl<P> Receiver<P> {
     /// # Errors
     /// [`ProtocolViolation`] if it is a second `Hello`, or another session or offer than before.
     pub fn handle_hello(&mut self, admission: Admission) -> Result<(), ProtocolViolation> {
+        let admitted = self.admit(admission);
+        self.lose_after(admitted)
+    }
+
+    fn admit(&mut self, admission: Admission) -> Result<(), ProtocolViolation> {
         let Some(Link { phase, .. }) = &mut self.link else {
             return out_of_turn("Hello", "without connection");
         };
@@ -159,12 +164,28 @@ impl<P> Receiver<P> {
     /// driver checks it and calls [`Receiver::handle_hello`].
     ///
     /// # Errors
-    /// [`ProtocolViolation`]: the driver closes the connection.
+    /// [`ProtocolViolation`]: the driver closes the connection. For the machine it is lost already,
+    /// as by [`Receiver::handle_disconnected`].
     pub fn handle_frame(
         &mut self,
         frame: ToTarget,
         payload: Option<P>,
     ) -> Result<(), ProtocolViolation> {
+        let taken = self.take_frame(frame, payload);
+        self.lose_after(taken)
+    }
+
+    fn lose_after(
+        &mut self,
+        result: Result<(), ProtocolViolation>,
+    ) -> Result<(), ProtocolViolation> {
+        if result.is_err() {
+            self.handle_disconnected();
+        }
+        result
+    }
+
+    fn take_frame(&mut self, frame: ToTarget, payload: Option<P>) -> Result<(), ProtocolViolation> {
         let Some(link) = &mut self.link else {
             return out_of_turn("a frame", "without connection");
         };

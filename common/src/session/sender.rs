@@ -174,9 +174,17 @@ impl<P> Sender<P> {
     /// A frame of the target came.
     ///
     /// # Errors
-    /// [`ProtocolViolation`]: the driver closes the connection. Nothing that the frame says has
-    /// then been believed, except for entries before the one that broke a rule.
+    /// [`ProtocolViolation`]: the driver closes the connection. For the machine it is lost already,
+    /// as by [`Sender::handle_disconnected`].
     pub fn handle_frame(&mut self, frame: ToSource) -> Result<(), ProtocolViolation> {
+        let result = self.take_frame(frame);
+        if result.is_err() {
+            self.handle_disconnected();
+        }
+        result
+    }
+
+    fn take_frame(&mut self, frame: ToSource) -> Result<(), ProtocolViolation> {
         let Some(link) = &mut self.link else {
             return out_of_turn("a frame", "without connection");
         };

@@ -1,7 +1,7 @@
 //! What a peer of protocol 1 must never do, named.
 //!
-//! Out of both machines: an error from `handle_frame`. The driver then closes the connection. The
-//! machine stays usable: after `handle_disconnected` a new connection may resume the session.
+//! Out of both machines: an error from `handle_frame`. The driver then closes the connection; the
+//! machine has dropped it already and takes a new one, on which the session may go on.
 
 use crate::extents::Run;
 use crate::wire::TaskNumber;

@@ -152,12 +152,12 @@ impl Task {
                 blocks: self.base_leaves * limits::NODE_CHILDREN,
             });
         }
+        let (what, max) = ("unanswered base leaves", limits::BASE_LEAVES_IN_FLIGHT_MAX);
+        if self.leaves_asked.len() >= max {
+            return Err(ProtocolViolation::TooMany { what, task, max });
+        }
         if !self.leaves_asked.insert(leaf) {
             return Err(ProtocolViolation::Repeated { message, task, number: leaf });
-        }
-        let (what, max) = ("unanswered base leaves", limits::BASE_LEAVES_IN_FLIGHT_MAX);
-        if self.leaves_asked.len() > max {
-            return Err(ProtocolViolation::TooMany { what, task, max });
         }
         Ok(StoreCommand::NeedBase { key: self.key, leaf })
     }
@@ -226,19 +226,19 @@ impl Task {
         for &(block, _) in &blocks {
             check_run(message, task, Run { first: block, count: 1 }, self.blocks)?;
         }
-        let numbers = blocks.iter().map(|&(block, _)| block).collect();
-        if self.queries.insert(batch, numbers).is_some() {
+        if self.queries.contains_key(&batch) {
             return Err(ProtocolViolation::Repeated { message, task, number: batch });
         }
         let (what, max) = ("unanswered queries", limits::QUERIES_IN_FLIGHT_MAX);
-        if self.queries.len() > max {
+        if self.queries.len() >= max {
             return Err(ProtocolViolation::TooMany { what, task, max });
         }
         // Each id may make a run of its own, once it is answered.
         let (what, max) = ("separate runs of blocks", limits::COVERAGE_RUNS_MAX);
-        if self.accounted.run_count() + self.queries.len() * limits::QUERY_IDS_MAX > max {
+        if self.accounted.run_count() + (self.queries.len() + 1) * limits::QUERY_IDS_MAX > max {
             return Err(ProtocolViolation::TooMany { what, task, max });
         }
+        self.queries.insert(batch, blocks.iter().map(|&(block, _)| block).collect());
         Ok(StoreCommand::Query { key, batch, blocks })
     }
 
