@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,11 +36,26 @@ pub enum Undo {
 /// Between two tries to remove what is still busy.
 const PAUSE: Duration = Duration::from_millis(25);
 
+/// How often the signal thread looks for something left to undo.
+const ROUNDS: usize = 4;
+
+static LEAVING: AtomicBool = AtomicBool::new(false);
 static NEXT: AtomicU64 = AtomicU64::new(0);
 static PENDING: Mutex<Vec<(u64, Undo)>> = Mutex::new(Vec::new());
 
 fn pending() -> MutexGuard<'static, Vec<(u64, Undo)>> {
     PENDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn pop() -> Option<(u64, Undo)> {
+    pending().pop()
+}
+
+/// Goes no further once the process is leaving. Called before anything that makes something new.
+pub fn checkpoint() {
+    while LEAVING.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
 }
 
 /// Holds one undo action; runs it when dropped.
@@ -78,16 +93,16 @@ fn quietly(command: &mut Command) -> bool {
 fn perform(undo: &Undo) {
     match undo {
         Undo::Unmount(at) => {
-            if !quietly(shell::command("umount").arg(at)) {
+            if !quietly(shell::undo_command("umount").arg(at)) {
                 eprintln!("warning: {} is busy; unmounting it later", at.display());
-                quietly(shell::command("umount").arg("--lazy").arg(at));
+                quietly(shell::undo_command("umount").arg("--lazy").arg(at));
             }
         }
         Undo::Detach(device) => {
-            quietly(shell::command("losetup").args(["--detach", device]));
+            quietly(shell::undo_command("losetup").args(["--detach", device]));
         }
         Undo::SwapOff(device) => {
-            quietly(shell::command("swapoff").arg(device));
+            quietly(shell::undo_command("swapoff").arg(device));
         }
         Undo::Kill(process) => kill(*process),
         Undo::RemoveGroup(folder) => {
@@ -141,9 +156,13 @@ pub fn on_signals() {
         };
         runtime.block_on(wait);
         eprintln!("interrupted; cleaning up");
-        let mut list = pending();
-        while let Some((_, undo)) = list.pop() {
-            perform(&undo);
+        LEAVING.store(true, Ordering::SeqCst);
+        // What another thread was just making is registered a moment later.
+        for _ in 0..ROUNDS {
+            std::thread::sleep(PAUSE * 2);
+            while let Some((_, undo)) = pop() {
+                perform(&undo);
+            }
         }
         std::process::exit(EXIT_SIGNALLED);
     });

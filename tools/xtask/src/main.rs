@@ -88,6 +88,7 @@ fn main() -> ExitCode {
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            cleanup::checkpoint();
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }

@@ -22,8 +22,14 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// A command in the C locale, found also where PATH does not look.
+/// A command in the C locale, found also where PATH does not look. Not while we are leaving.
 pub fn command(program: &str) -> Command {
+    crate::cleanup::checkpoint();
+    undo_command(program)
+}
+
+/// The same for undoing, which goes on while we are leaving.
+pub fn undo_command(program: &str) -> Command {
     let mut command = Command::new(find(program).unwrap_or_else(|| PathBuf::from(program)));
     command.env("LC_ALL", "C");
     command

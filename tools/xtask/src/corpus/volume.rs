@@ -68,6 +68,7 @@ impl Tree {
     }
 
     fn prepare(&self, relative: &str) -> Result<PathBuf> {
+        crate::cleanup::checkpoint();
         let path = self.path(relative);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
