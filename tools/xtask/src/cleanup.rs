@@ -74,6 +74,13 @@ impl Guard {
     }
 }
 
+impl Guard {
+    /// Forgets the action: what it would have undone has ended by itself.
+    pub fn disarm(self) {
+        pending().retain(|(number, _)| *number != self.number);
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         // The lock is held while undoing, so that the signal thread waits for it.

@@ -17,6 +17,7 @@ pub mod small;
 pub mod sparse;
 pub mod staged;
 pub mod swap;
+pub mod system_disk;
 pub mod volume;
 
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use clap::ValueEnum;
 use crate::cleanup::{Guard, Undo};
 use crate::packages;
 use describe::Corpus;
-use small::Site;
+use system_disk::Site;
 
 /// The usual seed: everyone's corpus is alike unless asked otherwise.
 pub const SEED: u64 = 1;

@@ -8,6 +8,7 @@
 
 mod cleanup;
 mod corpus;
+mod demo;
 mod packages;
 mod shell;
 mod suite;
@@ -31,6 +32,12 @@ enum Command {
         /// Only tests whose name holds this text.
         #[arg(long)]
         filter: Option<String>,
+    },
+    /// A real disk through two movers, changed, again, restored, compared bit for bit.
+    Demo {
+        /// Use this gantry-mover instead of building one.
+        #[arg(long)]
+        mover: Option<PathBuf>,
     },
     /// Build disk images with real content, in two versions each.
     Corpus {
@@ -72,6 +79,7 @@ fn is_root() -> bool {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Test { filter } => suite::test(filter.as_deref()),
+        Command::Demo { mover } => demo::run(mover),
         Command::Corpus { size, dir, seed } => {
             corpus::build(&corpus::Request { size, folder: dir, seed }).map(drop)
         }

@@ -23,20 +23,20 @@ pub struct Day {
     pub removals: usize,
 }
 
-/// Lets a day pass.
+/// Lets a day pass; files that it removes leave the list.
 ///
 /// # Errors
 /// When the file system becomes full or refuses.
 pub fn pass(
     tree: &mut Tree,
-    files: &[Placed],
+    files: &mut Vec<Placed>,
     new: &[HostFile],
     day: Day,
     pages: &mut MemoryPages,
     random: &mut fastrand::Rng,
 ) -> Result<()> {
-    let removed = day.removals.min(files.len() / 4);
-    let (gone, rest) = files.split_at(removed);
+    let gone: Vec<Placed> = files.drain(..day.removals.min(files.len() / 4)).collect();
+    let rest = files.as_slice();
     for _ in 0..day.appends {
         let Some(file) = random.choice(rest) else { break };
         tree.append(&file.name, &log_lines(random))?;
@@ -53,7 +53,7 @@ pub fn pass(
     }
     tree.put_all(new)?;
     tree.write("var/log/day-2.log", &log_lines(random))?;
-    tree.remove_all(gone)
+    tree.remove_all(&gone)
 }
 
 /// Text as services write it.

@@ -3,57 +3,18 @@
 //! In: a folder, a seed. Out: `linux`, `windows`, `xfs` and `mixed-tail`, each in two versions.
 
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::changes::{self, Day};
 use super::content::{HostFile, HostFiles, MemoryPages};
 use super::describe::{self, Image};
 use super::layout::{MIB, PartitionType, Region, create_partitioned, create_sparse};
 use super::sparse;
-use super::swap::{Origin, Swap};
+use super::system_disk::{LinuxDisk, Share, Site, change, fill, origin_name};
 use super::volume::{FileSystem, Placed, Volume};
 
-const DAY: Day =
-    Day { appends: 12, rewrites: 16, rewrite_pages_max: 40, rewrite_pages_min: 1, removals: 12 };
 /// Size of `mixed-tail`: no multiple of anything but sectors.
 const MIXED_BYTES: u64 = 100 * MIB + 4608;
-
-/// Where images are built, and from what.
-#[derive(Debug, Clone, Copy)]
-pub struct Site<'a> {
-    /// The corpus folder in the making.
-    pub folder: &'a Path,
-    /// Temporary files and mount points.
-    pub work: &'a Path,
-    /// Seed of this image's choices.
-    pub seed: u64,
-}
-
-impl Site<'_> {
-    /// Version 1's path.
-    pub fn first(&self, name: &str) -> PathBuf {
-        self.folder.join(format!("{name}.raw"))
-    }
-
-    /// Version 2's path.
-    pub fn second(&self, name: &str) -> PathBuf {
-        self.folder.join(format!("{name}.v2.raw"))
-    }
-}
-
-/// Files of one image: those it is filled with, and those that come on the second day.
-struct Share {
-    fill: Vec<HostFile>,
-    new: Vec<HostFile>,
-}
-
-impl Share {
-    fn take(files: &mut HostFiles, fill: u64, new: u64) -> Share {
-        Share { fill: files.mixture(fill), new: files.mixture(new) }
-    }
-}
 
 /// Builds all four, two at a time.
 ///
@@ -77,41 +38,14 @@ pub fn build(site: Site) -> Result<Vec<Image>> {
     })
 }
 
-/// Only the Linux disk, for the demonstration: makes both versions, returns their description.
-///
-/// # Errors
-/// When building fails.
-pub fn build_linux(site: Site) -> Result<Image> {
-    let mut files = HostFiles::list(&["/usr".into()], site.seed)?;
-    linux(site, &Share::take(&mut files, 112 * MIB, 6 * MIB))
-}
-
 fn linux(site: Site, share: &Share) -> Result<Image> {
-    let (name, path) = ("linux", site.first("linux"));
-    let (root, swap) = (Region::mib(1, 208), Region::mib(209, 64));
-    let partitions = [(root, PartitionType::LinuxData), (swap, PartitionType::LinuxSwap)];
-    create_partitioned(&path, name, 320 * MIB, &partitions)?;
-    let volume =
-        Volume { image: &path, region: root, kind: FileSystem::Ext4, name, work: site.work };
-    let files = fill(&volume, share)?;
-    let space = Swap { image: &path, region: swap, name, work: site.work };
-    space.format()?;
-    let origin = space.fill(40 * MIB, &share.fill, site.seed)?;
-
-    let second = site.second(name);
-    sparse::copy_sparse(&path, &second)?;
-    change(&Volume { image: &second, ..volume }, &files, share, site.seed)?;
-    Swap { image: &second, ..space }.fill(8 * MIB, &share.new, site.seed + 1)?;
-    sparse::copy_full(&path, &site.folder.join("linux.full.raw"))?;
-    describe::image(site.folder, name, Some(origin_name(origin)))
-}
-
-/// As `corpus.json` writes it.
-pub fn origin_name(origin: Origin) -> &'static str {
-    match origin {
-        Origin::Kernel => "kernel",
-        Origin::Written => "written",
-    }
+    let first = site.first("linux");
+    let mut disk = LinuxDisk::create(site, &first, share)?;
+    let second = site.second("linux");
+    sparse::copy_sparse(&first, &second)?;
+    disk.pass_day(&second, &share.new, 2)?;
+    sparse::copy_full(&first, &site.folder.join("linux.full.raw"))?;
+    describe::image(site.folder, "linux", Some(origin_name(disk.swap_origin)))
 }
 
 fn windows(site: Site, share: &Share) -> Result<Image> {
@@ -122,7 +56,7 @@ fn windows(site: Site, share: &Share) -> Result<Image> {
     create_partitioned(&path, name, 256 * MIB, &partitions)?;
     let volume =
         Volume { image: &path, region: system, kind: FileSystem::Ntfs, name, work: site.work };
-    let mut files = fill(&volume, share)?;
+    let mut files = fill(&volume, &share.fill)?;
     let mut pages = MemoryPages::new(&share.fill, site.seed)?;
     let mut memory = vec![0; 24 * MIB as usize];
     pages.fill(&mut memory);
@@ -133,7 +67,7 @@ fn windows(site: Site, share: &Share) -> Result<Image> {
 
     let second = site.second(name);
     sparse::copy_sparse(&path, &second)?;
-    change(&Volume { image: &second, ..volume }, &files, share, site.seed)?;
+    change(&Volume { image: &second, ..volume }, &mut files, &share.new, site.seed)?;
     describe::image(site.folder, name, None)
 }
 
@@ -143,33 +77,11 @@ fn xfs(site: Site, share: &Share) -> Result<Image> {
     create_partitioned(&path, name, 308 * MIB, &[(root, PartitionType::LinuxData)])?;
     let volume =
         Volume { image: &path, region: root, kind: FileSystem::Xfs, name, work: site.work };
-    let files = fill(&volume, share)?;
+    let mut files = fill(&volume, &share.fill)?;
     let second = site.second(name);
     sparse::copy_sparse(&path, &second)?;
-    change(&Volume { image: &second, ..volume }, &files, share, site.seed)?;
+    change(&Volume { image: &second, ..volume }, &mut files, &share.new, site.seed)?;
     describe::image(site.folder, name, None)
-}
-
-/// Fills a volume and deletes every eighth file again; returns what is left.
-fn fill(volume: &Volume, share: &Share) -> Result<Vec<Placed>> {
-    let mut left = Vec::new();
-    volume.create(|tree| {
-        let placed = tree.put_all(&share.fill)?;
-        tree.write("etc/hostname", format!("{}\n", volume.name).as_bytes())?;
-        let (mut gone, mut rest) = (Vec::new(), Vec::new());
-        for (number, file) in placed.into_iter().enumerate() {
-            if number % 8 == 7 { gone.push(file) } else { rest.push(file) }
-        }
-        left = rest;
-        tree.remove_all(&gone)
-    })?;
-    Ok(left)
-}
-
-fn change(volume: &Volume, files: &[Placed], share: &Share, seed: u64) -> Result<()> {
-    let mut pages = MemoryPages::new(&share.new, seed)?;
-    let mut random = fastrand::Rng::with_seed(seed);
-    volume.change(|tree| changes::pass(tree, files, &share.new, DAY, &mut pages, &mut random))
 }
 
 /// No file system at all: text, random bytes, written zeros, holes, and a tail of half a sector
