@@ -9,3 +9,4 @@ pub mod disk;
 pub mod filter;
 pub mod compress;
 pub mod store;
+pub mod transport;

@@ -1,0 +1,40 @@
+//! Moving frames between two movers: QUIC, TLS over TCP where UDP is blocked, and memory.
+//!
+//! In: addresses, an identity, a trust. Out: a [`Connection`] with one sender and one receiver,
+//! the same for all three. Invariants: both peers are authenticated before the first frame; memory
+//! is bounded by the receive pool and `limits`; order holds within a stream, never between
+//! streams. Must not: know what the frames mean.
+
+mod options;
+mod error;
+mod secret_file;
+mod identity;
+mod ca;
+mod trust;
+mod tls;
+mod link;
+mod frame_io;
+mod pacer;
+mod udp;
+mod quic;
+mod queue;
+mod tcp;
+mod memory;
+mod connect;
+mod listener;
+
+pub use ca::CertificateAuthority;
+pub use connect::connect;
+pub use error::{CloseReason, TransportError};
+pub use frame_io::{Channel, InFrame, OutFrame};
+pub use identity::Identity;
+pub use link::{Connection, FrameReceiver, FrameSender, LinkStats, PeerInfo};
+pub use listener::Listener;
+pub use memory::{MEMORY_PIN, pair};
+pub use options::{Options, TransportKind};
+pub use pacer::{BURST_MS, Pacer};
+pub use secret_file::{CredentialError, read_secret, write_secret};
+pub use trust::Trust;
+
+#[cfg(test)]
+mod tests;
