@@ -406,6 +406,10 @@ pub enum ToSource {
         batch: u64,
         /// `Block` frames sent for it, so that the client knows when the lanes have delivered.
         blocks: u64,
+        /// Microseconds in which nothing could be sent because the repository was still reading.
+        reading_us: u64,
+        /// Microseconds in which the lanes took nothing more.
+        sending_us: u64,
     },
     /// Answer to `Intent::List`, in pages.
     Points {

@@ -10,3 +10,4 @@ pub mod filter;
 pub mod compress;
 pub mod store;
 pub mod transport;
+pub mod restore;

@@ -12,7 +12,6 @@ mod identity;
 mod ca;
 mod trust;
 mod tls;
-mod ticket;
 mod link;
 mod frame_io;
 mod pacer;
@@ -35,7 +34,6 @@ pub use memory::{MEMORY_PIN, pair};
 pub use options::{Options, TransportKind};
 pub use pacer::{BURST_MS, Pacer};
 pub use secret_file::{CredentialError, read_secret, write_secret};
-pub use ticket::{Claim, Revoked, Rights, Ticket, TicketError, TicketKey};
 pub use trust::Trust;
 
 #[cfg(test)]
