@@ -9,7 +9,7 @@ use gantry_common::ids::RepositoryId;
 use gantry_common::limits;
 
 use super::footer::{PACK_HEAD_BYTES, PackHead, Slot, encode_footer};
-use super::layout::{ALIGN, PackNumber};
+use super::layout::ALIGN;
 use super::record::{RECORD_HEAD_BYTES, RECORD_MAGIC, RecordFault, RecordHead};
 use super::storage::StorageFile;
 
@@ -102,12 +102,14 @@ pub struct Scan {
     pub slots: Vec<Slot>,
     /// Where a record began that is not whole.
     pub damaged: Vec<(u64, RecordFault)>,
+    /// The byte after the last page that is not all zeros: what follows was only reserved.
+    pub data_end: u64,
 }
 
 impl Scan {
-    /// The byte after the last whole record.
+    /// Where a footer may be written: nothing before it is lost, not even what is damaged.
     pub fn end(&self) -> u64 {
-        self.slots.last().map_or(PACK_HEAD_BYTES, Slot::end)
+        self.slots.last().map_or(PACK_HEAD_BYTES, Slot::end).max(self.data_end)
     }
 }
 
@@ -120,27 +122,28 @@ pub fn scan_pack<F: StorageFile>(file: &F, repository: RepositoryId) -> io::Resu
     let mut scan = Scan::default();
     let mut offset = PACK_HEAD_BYTES;
     while offset < bytes.len() && scan.slots.len() < limits::PACK_RECORDS_MAX {
-        match bytes.record(offset, repository) {
-            Ok((head, _)) => {
+        let record = bytes.record(offset, repository).map(|(head, _)| head);
+        match record {
+            Ok(head) => {
                 scan.slots.push(Slot::of(&head, offset));
                 offset += head.record_bytes();
                 continue;
             }
-            Err(RecordFault::NoMagic) => {}
-            Err(fault) => {
-                // Preallocated zeros never get here; a cut file's last bytes might.
-                if bytes.at(offset, 8) == RECORD_MAGIC {
-                    scan.damaged.push((offset, fault));
-                }
+            Err(fault) if bytes.at(offset, RECORD_MAGIC.len()) == RECORD_MAGIC => {
+                scan.damaged.push((offset, fault));
             }
+            Err(_) => {}
+        }
+        if bytes.at(offset, ALIGN as usize).iter().any(|byte| *byte != 0) {
+            scan.data_end = (offset + ALIGN).min(bytes.len().next_multiple_of(ALIGN));
         }
         offset += ALIGN;
     }
     Ok(scan)
 }
 
-/// Seals a pack that a crash left open: cuts it after its last whole record, writes the footer,
-/// and makes it durable. The header is written anew where the crash took it.
+/// Seals a pack that a crash left open: cuts what was only reserved, writes the footer, and makes
+/// it durable. The header is written anew where the crash took it.
 ///
 /// # Errors
 /// Whatever the file gives; the pack is then still open, and can be scanned again.
@@ -154,9 +157,4 @@ pub fn seal_scanned<F: StorageFile>(file: &F, scan: &Scan, head: &PackHead) -> i
     file.write_at(end, &footer)?;
     file.sync_data()?;
     Ok(end + footer.len() as u64)
-}
-
-/// The number of a pack file for messages: `packs/34/….pack`.
-pub fn pack_place<S: super::storage::Storage>(storage: &S, number: PackNumber) -> String {
-    storage.place(&number.path())
 }

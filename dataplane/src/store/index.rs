@@ -1,0 +1,463 @@
+//! Where each block stands: an embedded database that is only a cache of the packs' footers.
+//!
+//! In: slots of sealed packs. Out: locations. Invariant: losing it, or its newest transactions,
+//! costs time and nothing else; the packs it knows are listed in it, so that reconciliation reads
+//! only the others. It stands on [`Storage`] like everything, and a read-only opening keeps its
+//! writes in memory.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use gantry_common::ids::{BlockId, RepositoryId};
+use gantry_common::limits;
+use gantry_common::wire::Codec;
+use redb::{
+    Builder, Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+};
+
+use super::error::StoreError;
+use super::fields::Fields;
+use super::footer::Slot;
+use super::layout::{ALIGN, FORMAT_VERSION, PackNumber};
+use super::record::{RecordKind, codec_code, codec_from_code};
+use super::storage::{OpenMode, Storage, StorageFile};
+
+const BLOCKS: TableDefinition<&[u8; 32], &[u8; VALUE_BYTES]> = TableDefinition::new("blocks");
+const PACKS: TableDefinition<u64, &[u8; VALUE_BYTES]> = TableDefinition::new("packs");
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+const META_REPOSITORY: &str = "repository";
+const VALUE_BYTES: usize = 24;
+const FLAG_VERIFIED: u8 = 1;
+const FLAG_DAMAGED: u8 = 2;
+
+/// Where a record stands, and what is known of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    /// The pack.
+    pub pack: PackNumber,
+    /// First byte of the record in it.
+    pub offset: u64,
+    /// Bytes as stored.
+    pub stored_len: u32,
+    /// Bytes when decoded.
+    pub raw_len: u32,
+    /// Coding.
+    pub codec: Codec,
+    /// Block or node.
+    pub kind: RecordKind,
+    /// This store has decoded it and found its id right.
+    pub verified: bool,
+    /// This store found it damaged.
+    pub damaged: bool,
+}
+
+impl Location {
+    /// The location of a slot in a pack, not verified.
+    pub fn of(slot: &Slot, pack: PackNumber) -> Location {
+        Location {
+            pack,
+            offset: slot.offset,
+            stored_len: slot.stored_len,
+            raw_len: slot.raw_len,
+            codec: slot.codec,
+            kind: slot.kind,
+            verified: false,
+            damaged: false,
+        }
+    }
+
+    fn encode(&self) -> [u8; VALUE_BYTES] {
+        let mut out = Vec::with_capacity(VALUE_BYTES);
+        out.extend(self.pack.0.to_le_bytes());
+        out.extend(((self.offset / ALIGN) as u32).to_le_bytes());
+        out.extend(self.stored_len.to_le_bytes());
+        out.extend(self.raw_len.to_le_bytes());
+        let verified = if self.verified { FLAG_VERIFIED } else { 0 };
+        let damaged = if self.damaged { FLAG_DAMAGED } else { 0 };
+        out.extend([codec_code(self.codec), self.kind.code(), verified | damaged, 0]);
+        fixed(&out)
+    }
+
+    fn decode(bytes: &[u8; VALUE_BYTES]) -> Option<Location> {
+        let mut fields = Fields::new(bytes);
+        let pack = PackNumber(fields.u64()?);
+        let offset = u64::from(fields.u32()?) * ALIGN;
+        let (stored_len, raw_len) = (fields.u32()?, fields.u32()?);
+        let codec = codec_from_code(fields.u8()?)?;
+        let kind = RecordKind::from_code(fields.u8()?)?;
+        let flags = fields.u8()?;
+        let sane = stored_len <= limits::STORED_BYTES_MAX && raw_len <= limits::BLOCK_BYTES_MAX;
+        sane.then_some(Location {
+            pack,
+            offset,
+            stored_len,
+            raw_len,
+            codec,
+            kind,
+            verified: flags & FLAG_VERIFIED != 0,
+            damaged: flags & FLAG_DAMAGED != 0,
+        })
+    }
+}
+
+/// What is known of a sealed pack without opening it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PackRow {
+    /// Blocks in it.
+    pub blocks: u32,
+    /// Map nodes in it.
+    pub nodes: u32,
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// Bytes of its blocks when decoded.
+    pub raw_bytes: u64,
+}
+
+impl PackRow {
+    /// The row of a pack with these records.
+    pub fn of(slots: &[Slot], file_bytes: u64) -> PackRow {
+        let mut row = PackRow { file_bytes, ..PackRow::default() };
+        for slot in slots {
+            match slot.kind {
+                RecordKind::Block => {
+                    row.blocks += 1;
+                    row.raw_bytes += u64::from(slot.raw_len);
+                }
+                RecordKind::Node => row.nodes += 1,
+            }
+        }
+        row
+    }
+
+    fn encode(&self) -> [u8; VALUE_BYTES] {
+        let mut out = Vec::with_capacity(VALUE_BYTES);
+        out.extend(self.blocks.to_le_bytes());
+        out.extend(self.nodes.to_le_bytes());
+        out.extend(self.file_bytes.to_le_bytes());
+        out.extend(self.raw_bytes.to_le_bytes());
+        fixed(&out)
+    }
+
+    fn decode(bytes: &[u8; VALUE_BYTES]) -> Option<PackRow> {
+        let mut fields = Fields::new(bytes);
+        Some(PackRow {
+            blocks: fields.u32()?,
+            nodes: fields.u32()?,
+            file_bytes: fields.u64()?,
+            raw_bytes: fields.u64()?,
+        })
+    }
+}
+
+fn fixed(bytes: &[u8]) -> [u8; VALUE_BYTES] {
+    let mut out = [0; VALUE_BYTES];
+    out.copy_from_slice(bytes);
+    out
+}
+
+/// The index of one repository; shared between threads.
+#[derive(Debug)]
+pub struct Index {
+    db: Database,
+    place: String,
+    writable: bool,
+}
+
+impl Index {
+    /// Opens the index at `path`, or makes an empty one. Not `writable`: changes stay in memory.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`] if it is no index of this repository: the caller removes it and
+    /// begins a new one.
+    pub fn open<S: Storage>(
+        storage: &S,
+        path: &str,
+        repository: RepositoryId,
+        writable: bool,
+    ) -> Result<Index, StoreError> {
+        let place = storage.place(path);
+        let io_error = |source| StoreError::io("open", place.clone(), source);
+        let file = match storage.open(path, if writable { OpenMode::Write } else { OpenMode::Read })
+        {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && writable => {
+                Some(storage.open(path, OpenMode::CreateNew).map_err(io_error)?)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io_error(error)),
+        };
+        let mut builder = Builder::new();
+        builder.set_cache_size(limits::INDEX_CACHE_BYTES);
+        // redb asserts on some kinds of damage; here that means: not an index.
+        let open = std::panic::AssertUnwindSafe(|| match (file, writable) {
+            (Some(file), true) => builder.create_with_backend(FileBackend { file }),
+            (file, _) => builder.create_with_backend(OverlayBackend::new(file)),
+        });
+        let fault = |what: String| StoreError::Index { path: place.clone(), what };
+        let db = std::panic::catch_unwind(open)
+            .map_err(|_| fault("it is damaged".into()))?
+            .map_err(|error| fault(error.to_string()))?;
+        let index = Index { db, place: place.clone(), writable };
+        index.claim(repository)?;
+        Ok(index)
+    }
+
+    fn claim(&self, repository: RepositoryId) -> Result<(), StoreError> {
+        let mut wanted = FORMAT_VERSION.to_le_bytes().to_vec();
+        wanted.extend(repository.0);
+        let txn = self.db.begin_write().map_err(|error| self.fault(error))?;
+        {
+            let mut meta = txn.open_table(META).map_err(|error| self.fault(error))?;
+            let found = meta
+                .get(META_REPOSITORY)
+                .map_err(|error| self.fault(error))?
+                .map(|value| value.value().to_vec());
+            match found {
+                Some(found) if found == wanted => {}
+                Some(_) => return Err(self.fault("it belongs to another repository")),
+                None => {
+                    meta.insert(META_REPOSITORY, wanted.as_slice())
+                        .map_err(|error| self.fault(error))?;
+                }
+            }
+            txn.open_table(BLOCKS).map_err(|error| self.fault(error))?;
+            txn.open_table(PACKS).map_err(|error| self.fault(error))?;
+        }
+        txn.commit().map_err(|error| self.fault(error))
+    }
+
+    fn fault(&self, what: impl ToString) -> StoreError {
+        StoreError::Index { path: self.place.clone(), what: what.to_string() }
+    }
+
+    /// Where these ids stand, whether or not their packs still exist.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn find(&self, ids: &[BlockId]) -> Result<Vec<Option<Location>>, StoreError> {
+        let txn = self.db.begin_read().map_err(|error| self.fault(error))?;
+        let table = txn.open_table(BLOCKS).map_err(|error| self.fault(error))?;
+        ids.iter()
+            .map(|id| {
+                let value = table.get(&id.0).map_err(|error| self.fault(error))?;
+                Ok(value.and_then(|value| Location::decode(value.value())))
+            })
+            .collect()
+    }
+
+    /// Every pack that it knows.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn packs(&self) -> Result<BTreeMap<PackNumber, PackRow>, StoreError> {
+        let txn = self.db.begin_read().map_err(|error| self.fault(error))?;
+        let table = txn.open_table(PACKS).map_err(|error| self.fault(error))?;
+        let mut rows = BTreeMap::new();
+        for row in table.iter().map_err(|error| self.fault(error))? {
+            let (number, row) = row.map_err(|error| self.fault(error))?;
+            if let Some(row) = PackRow::decode(row.value()) {
+                rows.insert(PackNumber(number.value()), row);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Adds a sealed pack. An id that stands in another pack already keeps its place, unless that
+    /// place is damaged or `is_live` says that its pack is gone. `durable` also makes every earlier
+    /// change durable; without it a crash costs a reconciliation of this pack.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn insert_pack(
+        &self,
+        pack: PackNumber,
+        row: &PackRow,
+        slots: &[Slot],
+        is_live: &dyn Fn(PackNumber) -> bool,
+        durable: bool,
+    ) -> Result<(), StoreError> {
+        self.change(durable, |blocks, packs| {
+            for slot in slots {
+                let kept = blocks
+                    .get(&slot.id.0)?
+                    .and_then(|value| Location::decode(value.value()))
+                    .is_some_and(|old| !old.damaged && old.pack != pack && is_live(old.pack));
+                if !kept {
+                    blocks.insert(&slot.id.0, &Location::of(slot, pack).encode())?;
+                }
+            }
+            packs.insert(pack.0, &row.encode())?;
+            Ok(())
+        })
+    }
+
+    /// Forgets packs that are gone from the disk; their blocks' entries stay and are not answered.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn forget_packs(&self, gone: &[PackNumber]) -> Result<(), StoreError> {
+        self.change(true, |_, packs| {
+            gone.iter().try_for_each(|pack| packs.remove(pack.0).map(drop))
+        })
+    }
+
+    /// Remembers that these records, at these places, were found good or damaged.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn mark(&self, checked: &[(BlockId, Location, bool)]) -> Result<(), StoreError> {
+        self.change(false, |blocks, _| {
+            for (id, at, good) in checked {
+                let found = blocks.get(&id.0)?.and_then(|value| Location::decode(value.value()));
+                let Some(found) = found else { continue };
+                if (found.pack, found.offset) == (at.pack, at.offset) {
+                    let marked = Location { verified: *good, damaged: !*good, ..found };
+                    blocks.insert(&id.0, &marked.encode())?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes every change so far durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.change(true, |_, _| Ok(()))
+    }
+
+    fn change(
+        &self,
+        durable: bool,
+        act: impl FnOnce(&mut BlockTable<'_>, &mut PackTable<'_>) -> Result<(), redb::StorageError>,
+    ) -> Result<(), StoreError> {
+        let mut txn = self.db.begin_write().map_err(|error| self.fault(error))?;
+        let durability = if durable { Durability::Immediate } else { Durability::None };
+        txn.set_durability(durability).map_err(|error| self.fault(error))?;
+        // An opening after a crash then need not walk the whole tree.
+        txn.set_quick_repair(durable && self.writable);
+        {
+            let mut blocks = txn.open_table(BLOCKS).map_err(|error| self.fault(error))?;
+            let mut packs = txn.open_table(PACKS).map_err(|error| self.fault(error))?;
+            act(&mut blocks, &mut packs).map_err(|error| self.fault(error))?;
+        }
+        txn.commit().map_err(|error| self.fault(error))
+    }
+}
+
+type BlockTable<'a> = redb::Table<'a, &'static [u8; 32], &'static [u8; VALUE_BYTES]>;
+type PackTable<'a> = redb::Table<'a, u64, &'static [u8; VALUE_BYTES]>;
+
+#[derive(Debug)]
+struct FileBackend<F> {
+    file: F,
+}
+
+impl<F: StorageFile> StorageBackend for FileBackend<F> {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_at(offset, data)
+    }
+}
+
+/// A file that is only read; what is written over it stays in memory.
+#[derive(Debug)]
+struct OverlayBackend<F> {
+    file: Option<F>,
+    over: Mutex<Overlay>,
+}
+
+#[derive(Debug, Default)]
+struct Overlay {
+    len: u64,
+    pages: BTreeMap<u64, Vec<u8>>,
+}
+
+impl<F: StorageFile> OverlayBackend<F> {
+    fn new(file: Option<F>) -> OverlayBackend<F> {
+        let len = file.as_ref().and_then(|file| file.len().ok()).unwrap_or(0);
+        OverlayBackend { file, over: Mutex::new(Overlay { len, pages: BTreeMap::new() }) }
+    }
+
+    fn below(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let read = match &self.file {
+            Some(file) => file.read_at(offset, out)?,
+            None => 0,
+        };
+        out[read..].fill(0);
+        Ok(())
+    }
+}
+
+impl<F: StorageFile> StorageBackend for OverlayBackend<F> {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.over.lock().unwrap_or_else(PoisonError::into_inner).len)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset + out.len() as u64 > over.len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.below(offset, out)?;
+        let first = offset / ALIGN;
+        for (page, bytes) in over.pages.range(first..(offset + out.len() as u64).div_ceil(ALIGN)) {
+            let start = (page * ALIGN).max(offset);
+            let end = ((page + 1) * ALIGN).min(offset + out.len() as u64);
+            out[(start - offset) as usize..(end - offset) as usize].copy_from_slice(
+                &bytes[(start - page * ALIGN) as usize..(end - page * ALIGN) as usize],
+            );
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        over.pages.split_off(&len.div_ceil(ALIGN));
+        over.len = len;
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            let (page, within) = (at / ALIGN, (at % ALIGN) as usize);
+            let take = (ALIGN as usize - within).min(data.len() - done);
+            let bytes = match over.pages.entry(page) {
+                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    let mut bytes = vec![0; ALIGN as usize];
+                    self.below(page * ALIGN, &mut bytes)?;
+                    entry.insert(bytes)
+                }
+            };
+            bytes[within..within + take].copy_from_slice(&data[done..done + take]);
+            done += take;
+        }
+        over.len = over.len.max(offset + data.len() as u64);
+        Ok(())
+    }
+}

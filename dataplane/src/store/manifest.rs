@@ -1,0 +1,279 @@
+//! A restore point: one file, the only commit point of a backup.
+//!
+//! In: a point, or foreign bytes. Out: bytes, or a point that is whole. A point without a whole
+//! manifest does not exist; one of a newer format is named as such and hides no other.
+
+use std::io;
+
+use gantry_common::ids::{BlockId, PointId, RepositoryId, SessionId};
+use gantry_common::limits;
+use gantry_common::units::{BlockSize, Compression};
+use gantry_common::wire::{DiskSummary, PointSummary, TaskTotals};
+use serde::{Deserialize, Serialize};
+
+use super::error::{REMEDY_MANIFEST, StoreError};
+use super::fields::Fields;
+use super::layout::{FORMAT_VERSION, manifest_path, points_dir};
+use super::storage::Storage;
+use super::superblock::{read_small, write_file};
+
+const MAGIC: [u8; 8] = *b"GANTPOIN";
+const HEAD_BYTES: usize = 48;
+
+/// A range of the effective mask: what the stored content has zeroed, and why. Reserved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaskRange {
+    /// Why, as a code.
+    pub reason: u16,
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// A disk of a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Identity that stays when the disk moves.
+    pub identity: String,
+    /// For a person.
+    pub label: String,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Block size.
+    pub block_size: BlockSize,
+    /// Root of the tree; [`BlockId::ZERO`]: the whole disk reads as zeros.
+    pub root: BlockId,
+    /// CBT change id of the snapshot.
+    pub change_id: Option<String>,
+    /// Which frozen state was read.
+    pub snapshot: String,
+    /// Digest of the filter map.
+    pub filter_digest: [u8; 32],
+    /// What is zeroed on purpose. Reserved.
+    pub mask: Vec<MaskRange>,
+    /// The source's totals.
+    pub totals: TaskTotals,
+    /// The point that it was compared with.
+    pub base: Option<PointId>,
+    /// Bytes that the run added to the repository.
+    pub bytes_stored: u64,
+}
+
+impl DiskRecord {
+    /// Blocks of the disk.
+    pub fn blocks(&self) -> u64 {
+        self.block_size.block_count(self.size_bytes)
+    }
+}
+
+/// A restore point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The repository.
+    pub repository: RepositoryId,
+    /// The point.
+    pub point: PointId,
+    /// The VM's name.
+    pub name: String,
+    /// The session that made it.
+    pub session: SessionId,
+    /// Milliseconds since 1970 of the snapshot.
+    pub created_ms: u64,
+    /// The newest base of its disks.
+    pub parent: Option<PointId>,
+    /// Epoch of the writer.
+    pub epoch: u32,
+    /// Compression of the run.
+    pub compression: Compression,
+    /// The disks.
+    pub disks: Vec<DiskRecord>,
+    /// The VM's configuration.
+    pub vm_config: Vec<u8>,
+    /// Kept longer, protected: reserved.
+    pub flags: u32,
+    /// Fields of later versions.
+    pub extensions: Vec<(u16, Vec<u8>)>,
+}
+
+/// The point that a session makes: the same whenever it is asked, so that committing is
+/// idempotent.
+pub fn point_of(created_ms: u64, session: SessionId) -> PointId {
+    let mut random = [0; 10];
+    random.copy_from_slice(&session.0[..10]);
+    PointId::new(created_ms, random)
+}
+
+impl Manifest {
+    /// As listed to a peer.
+    pub fn summary(&self) -> PointSummary {
+        let disk = |disk: &DiskRecord| DiskSummary {
+            identity: disk.identity.clone(),
+            label: disk.label.clone(),
+            size_bytes: disk.size_bytes,
+            block_size: disk.block_size,
+            totals: disk.totals,
+        };
+        PointSummary {
+            point: self.point,
+            name: self.name.clone(),
+            created_ms: self.created_ms,
+            parent: self.parent,
+            disks: self.disks.iter().map(disk).collect(),
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let body = postcard::to_stdvec(self).expect("manifests always encode");
+        let mut out = MAGIC.to_vec();
+        out.extend(FORMAT_VERSION.to_le_bytes());
+        out.extend([0; 2]);
+        out.extend((body.len() as u32).to_le_bytes());
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&out).update(&body);
+        out.extend(hasher.finalize().as_bytes());
+        out.extend(body);
+        out
+    }
+
+    fn decode(bytes: &[u8], place: &str) -> Result<Manifest, StoreError> {
+        let damaged = |what: &str| StoreError::damaged(place, 0, what.to_owned(), REMEDY_MANIFEST);
+        let (head, body) =
+            bytes.split_at_checked(HEAD_BYTES).ok_or_else(|| damaged("it is cut off"))?;
+        let mut fields = Fields::new(&head[8..]);
+        let (version, _, len) = (fields.u16(), fields.u16(), fields.u32());
+        if head[..8] != MAGIC {
+            return Err(damaged("no manifest's magic"));
+        }
+        let version = u64::from(version.unwrap_or(0));
+        if version > u64::from(FORMAT_VERSION) {
+            let supported = FORMAT_VERSION.into();
+            return Err(StoreError::Newer { path: place.to_owned(), found: version, supported });
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&head[..16]).update(body);
+        if len != Some(body.len() as u32) || head[16..] != *hasher.finalize().as_bytes() {
+            return Err(damaged("the checksum does not match"));
+        }
+        let manifest: Manifest =
+            postcard::from_bytes(body).map_err(|_| damaged("its fields cannot be read"))?;
+        let sane = manifest.disks.len() <= limits::SESSION_DISKS_MAX
+            && manifest.disks.iter().all(|disk| disk.size_bytes <= limits::DISK_BYTES_MAX);
+        if sane { Ok(manifest) } else { Err(damaged("its disks are impossible")) }
+    }
+
+    /// Commits the point: after this returns it exists, whatever happens.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; the point may then exist or not, and committing again is right.
+    pub fn commit<S: Storage>(&self, storage: &S) -> Result<(), StoreError> {
+        let bytes = self.encode();
+        if bytes.len() > limits::MANIFEST_BYTES_MAX {
+            return Err(StoreError::Refused(format!(
+                "manifest of {} has {} bytes, {} are allowed: its VM configuration is too large",
+                self.name,
+                bytes.len(),
+                limits::MANIFEST_BYTES_MAX
+            )));
+        }
+        let dir = points_dir(&self.name);
+        let fail = |action| {
+            let place = storage.place(&dir);
+            move |source| StoreError::io(action, place, source)
+        };
+        storage.create_dir(&dir).map_err(fail("create"))?;
+        storage.sync_dir(super::layout::POINTS).map_err(fail("sync the folder of"))?;
+        write_file(storage, &manifest_path(&self.name, self.point), &bytes)
+    }
+
+    /// Reads the manifest at `path`.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Newer`], [`StoreError::Io`].
+    pub fn read<S: Storage>(
+        storage: &S,
+        path: &str,
+        repository: RepositoryId,
+    ) -> Result<Manifest, StoreError> {
+        let bytes = read_small(storage, path, limits::MANIFEST_BYTES_MAX)?;
+        let place = storage.place(path);
+        let manifest = Manifest::decode(&bytes, &place)?;
+        if manifest.repository != repository {
+            let what = "it belongs to another repository";
+            return Err(StoreError::damaged(place, 0, what, REMEDY_MANIFEST));
+        }
+        Ok(manifest)
+    }
+
+    /// Reads one point of a VM; `None` if there is no such point.
+    ///
+    /// # Errors
+    /// As [`Manifest::read`].
+    pub fn find<S: Storage>(
+        storage: &S,
+        name: &str,
+        point: PointId,
+        repository: RepositoryId,
+    ) -> Result<Option<Manifest>, StoreError> {
+        match Manifest::read(storage, &manifest_path(name, point), repository) {
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            result => result.map(Some),
+        }
+    }
+}
+
+/// Ids of a VM's points, oldest first.
+///
+/// # Errors
+/// [`StoreError::Io`].
+pub fn list_points<S: Storage>(storage: &S, dir: &str) -> Result<Vec<PointId>, StoreError> {
+    let entries =
+        storage.list(dir).map_err(|source| StoreError::io("list", storage.place(dir), source))?;
+    let point = |name: &str| name.strip_suffix(".manifest")?.parse::<PointId>().ok();
+    let mut points: Vec<PointId> = entries.iter().filter_map(|entry| point(&entry.name)).collect();
+    points.sort();
+    Ok(points)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::storage::memory::MemoryStorage;
+    use super::*;
+
+    #[test]
+    fn a_flipped_byte_is_found_and_a_newer_one_is_named() {
+        let session = SessionId([7; 16]);
+        let manifest = Manifest {
+            repository: RepositoryId([1; 16]),
+            point: point_of(99, session),
+            name: "web/01".into(),
+            session,
+            created_ms: 99,
+            parent: None,
+            epoch: 1,
+            compression: Compression::Optimal,
+            disks: Vec::new(),
+            vm_config: vec![1, 2, 3],
+            flags: 0,
+            extensions: Vec::new(),
+        };
+        let disk = MemoryStorage::new();
+        disk.create_dir("points").unwrap();
+        manifest.commit(&disk).unwrap();
+        let disk = disk.after_power_loss();
+        let path = manifest_path("web/01", manifest.point);
+        let read = || Manifest::read(&disk, &path, manifest.repository);
+        assert_eq!(read().unwrap(), manifest);
+        for at in 0..manifest.encode().len() as u64 {
+            disk.flip(&path, at);
+            assert!(read().is_err(), "byte {at}");
+            disk.flip(&path, at);
+        }
+        disk.flip(&path, 8);
+        assert!(matches!(read(), Err(StoreError::Newer { found: 65, .. })));
+        assert_eq!(list_points(&disk, &points_dir("web/01")).unwrap(), [manifest.point]);
+        assert!(Manifest::read(&disk, &path, RepositoryId([2; 16])).is_err());
+    }
+}

@@ -1,0 +1,194 @@
+//! Opening a repository: bringing the index in line with the packs that are really there.
+//!
+//! In: the folder and the index. Out: the set of sealed packs. Packs that the index does not know
+//! are read by their footer, or scanned and sealed; packs that are gone are forgotten. A read-only
+//! opening does the same in memory and leaves the folder as it is.
+
+use std::collections::BTreeMap;
+
+use super::error::StoreError;
+use super::footer::{PackFault, PackHead, Slot, read_footer};
+use super::index::{Index, PackRow};
+use super::layout::{INDEX, INDEX_DIR, PACKS, PackNumber};
+use super::pack_scan::{Scan, scan_pack, seal_scanned};
+use super::storage::{OpenMode, Storage, StorageFile};
+use super::superblock::Superblock;
+
+/// What had to be done.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Reconciled {
+    /// For a person, one line each.
+    pub notes: Vec<String>,
+    /// Packs read by their footer.
+    pub read: u64,
+    /// Packs scanned because they had none.
+    pub scanned: u64,
+}
+
+/// Packs on the disk, sorted.
+///
+/// # Errors
+/// [`StoreError::Io`].
+pub fn packs_on_disk<S: Storage>(storage: &S) -> Result<Vec<PackNumber>, StoreError> {
+    let list = |path: &str| {
+        storage.list(path).map_err(|source| StoreError::io("list", storage.place(path), source))
+    };
+    let mut packs = Vec::new();
+    for dir in list(PACKS)?.into_iter().filter(|entry| entry.is_dir) {
+        let entries = list(&format!("{PACKS}/{}", dir.name))?;
+        packs.extend(entries.iter().filter_map(|entry| PackNumber::from_file_name(&entry.name)));
+    }
+    packs.sort();
+    Ok(packs)
+}
+
+/// Opens the index, a new one if it is missing or no good.
+///
+/// # Errors
+/// [`StoreError`] if not even a new one can be made.
+pub fn open_index<S: Storage>(
+    storage: &S,
+    superblock: &Superblock,
+    writable: bool,
+    notes: &mut Vec<String>,
+) -> Result<Index, StoreError> {
+    if writable {
+        let make = storage.create_dir(INDEX_DIR);
+        make.map_err(|source| StoreError::io("create", storage.place(INDEX_DIR), source))?;
+    }
+    match Index::open(storage, INDEX, superblock.repository, writable) {
+        Err(StoreError::Index { path, what }) => {
+            notes.push(format!("index {path}: {what}; rebuilding it from the packs"));
+            if !writable {
+                let scratch = format!("{INDEX}.absent");
+                return Index::open(storage, &scratch, superblock.repository, false);
+            }
+            storage.remove(INDEX).map_err(|source| StoreError::io("remove", path, source))?;
+            Index::open(storage, INDEX, superblock.repository, true)
+        }
+        result => result,
+    }
+}
+
+/// Brings the index in line with the packs.
+///
+/// # Errors
+/// [`StoreError`] of the folder or the index. A damaged pack is a note, not an error.
+pub fn reconcile<S: Storage>(
+    storage: &S,
+    superblock: &Superblock,
+    index: &Index,
+    writable: bool,
+) -> Result<(BTreeMap<PackNumber, PackRow>, Reconciled), StoreError> {
+    let mut done = Reconciled::default();
+    let on_disk = packs_on_disk(storage)?;
+    let mut known = index.packs()?;
+    let gone: Vec<PackNumber> =
+        known.keys().filter(|pack| on_disk.binary_search(pack).is_err()).copied().collect();
+    if !gone.is_empty() {
+        for pack in &gone {
+            known.remove(pack);
+            done.notes.push(format!(
+                "pack {} is gone: run repo verify to learn which points are hit",
+                storage.place(&pack.path())
+            ));
+        }
+        index.forget_packs(&gone)?;
+    }
+    let unknown: Vec<PackNumber> =
+        on_disk.into_iter().filter(|pack| !known.contains_key(pack)).collect();
+    if !unknown.is_empty() && known.is_empty() && unknown.len() > 1 {
+        done.notes.push(format!("index: reading the footers of {} packs", unknown.len()));
+    }
+    for pack in unknown {
+        let Some((slots, bytes)) = read_or_seal(storage, superblock, pack, writable, &mut done)?
+        else {
+            continue;
+        };
+        let row = PackRow::of(&slots, bytes);
+        let is_live = |other: PackNumber| known.contains_key(&other);
+        index.insert_pack(pack, &row, &slots, &is_live, false)?;
+        known.insert(pack, row);
+    }
+    if done.read + done.scanned > 0 {
+        index.flush()?;
+    }
+    Ok((known, done))
+}
+
+fn read_or_seal<S: Storage>(
+    storage: &S,
+    superblock: &Superblock,
+    pack: PackNumber,
+    writable: bool,
+    done: &mut Reconciled,
+) -> Result<Option<(Vec<Slot>, u64)>, StoreError> {
+    let place = storage.place(&pack.path());
+    let fail = |action| {
+        let place = place.clone();
+        move |source| StoreError::io(action, place, source)
+    };
+    let file = storage.open(&pack.path(), OpenMode::ReadUncached).map_err(fail("open"))?;
+    let head = match PackHead::read(&file, superblock.repository, pack) {
+        Ok(head) => Some(head),
+        Err(PackFault::Io(source)) => return Err(StoreError::io("read", place, source)),
+        Err(fault) => {
+            done.notes.push(format!("pack {place}: {fault}; its records are read one by one"));
+            None
+        }
+    };
+    match read_footer(&file, pack) {
+        Ok(slots) => {
+            done.read += 1;
+            return Ok(Some((slots, file.len().map_err(fail("measure"))?)));
+        }
+        Err(PackFault::NoFooter) => {}
+        Err(fault) => done.notes.push(format!("pack {place}: {fault}; it is scanned")),
+    }
+    let scan = scan_pack(&file, superblock.repository).map_err(fail("scan"))?;
+    done.scanned += 1;
+    for (offset, fault) in &scan.damaged {
+        done.notes.push(format!("pack {place} at byte {offset}: {fault}; the record is left out"));
+    }
+    if scan.slots.is_empty() && scan.damaged.is_empty() {
+        if writable && scan.data_end == 0 && (head.is_some() || is_blank(&file)) {
+            storage.remove(&pack.path()).map_err(fail("remove"))?;
+            storage.sync_dir(&pack.dir()).map_err(fail("sync the folder of"))?;
+        }
+        return Ok(None);
+    }
+    seal(storage, superblock, pack, head, &scan, writable).map(Some)
+}
+
+/// Whether the crash came before the header was written.
+fn is_blank<F: StorageFile>(file: &F) -> bool {
+    let mut first = [0; 8];
+    file.read_at(0, &mut first).is_ok() && first == [0; 8]
+}
+
+fn seal<S: Storage>(
+    storage: &S,
+    superblock: &Superblock,
+    pack: PackNumber,
+    head: Option<PackHead>,
+    scan: &Scan,
+    writable: bool,
+) -> Result<(Vec<Slot>, u64), StoreError> {
+    let place = storage.place(&pack.path());
+    if !writable {
+        return Ok((scan.slots.clone(), scan.end()));
+    }
+    let fail = |action| {
+        let place = place.clone();
+        move |source| StoreError::io(action, place, source)
+    };
+    let head = head.unwrap_or(PackHead {
+        repository: superblock.repository,
+        number: pack,
+        session: gantry_common::ids::SessionId([0; 16]),
+    });
+    let file = storage.open(&pack.path(), OpenMode::Write).map_err(fail("open"))?;
+    let bytes = seal_scanned(&file, scan, &head).map_err(fail("seal"))?;
+    storage.sync_dir(&pack.dir()).map_err(fail("sync the folder of"))?;
+    Ok((scan.slots.clone(), bytes))
+}

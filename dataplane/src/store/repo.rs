@@ -1,0 +1,218 @@
+//! What a store and its readers share: the folder, the superblock, the index, the set of packs.
+//!
+//! In: ids. Out: locations that may be trusted to exist, records and nodes found right. Everything
+//! here may be called from many threads. Must not: write anything but the index.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use gantry_common::ids::{BlockId, IdKey, RepositoryId};
+
+use super::error::{REMEDY_VERIFY, StoreError};
+use super::index::{Index, Location, PackRow};
+use super::layout::PackNumber;
+use super::map_node::decode_node;
+use super::record::{
+    RECORD_HEAD_BYTES, RecordDecoder, RecordHead, RecordKind, open_record, record_bytes,
+};
+use super::storage::{OpenMode, Storage, StorageFile};
+use super::superblock::Superblock;
+
+/// Nodes kept in memory, 32 KiB each.
+const NODE_CACHE_NODES: usize = 96;
+/// Pack files kept open.
+const OPEN_PACKS_MAX: usize = 32;
+
+/// A repository as the store and its readers see it.
+#[derive(Debug)]
+pub struct Repo<S: Storage> {
+    /// The folder.
+    pub storage: S,
+    /// What it is.
+    pub superblock: Superblock,
+    /// The index.
+    pub index: Index,
+    packs: RwLock<BTreeMap<PackNumber, PackRow>>,
+    nodes: Mutex<VecDeque<(BlockId, Arc<Vec<BlockId>>)>>,
+    files: Mutex<VecDeque<(PackNumber, S::File)>>,
+}
+
+impl<S: Storage> Repo<S> {
+    /// From its parts; `packs` are those on the disk.
+    pub fn new(
+        storage: S,
+        superblock: Superblock,
+        index: Index,
+        packs: BTreeMap<PackNumber, PackRow>,
+    ) -> Repo<S> {
+        Repo {
+            storage,
+            superblock,
+            index,
+            packs: RwLock::new(packs),
+            nodes: Mutex::default(),
+            files: Mutex::default(),
+        }
+    }
+
+    /// Its id.
+    pub fn repository(&self) -> RepositoryId {
+        self.superblock.repository
+    }
+
+    /// The key of its ids.
+    pub fn id_key(&self) -> IdKey {
+        self.superblock.id_key
+    }
+
+    /// Sealed packs on the disk.
+    pub fn packs(&self) -> BTreeMap<PackNumber, PackRow> {
+        self.packs.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a sealed pack is there.
+    pub fn has_pack(&self, pack: PackNumber) -> bool {
+        self.packs.read().unwrap_or_else(PoisonError::into_inner).contains_key(&pack)
+    }
+
+    /// Makes a sealed pack's blocks known.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn add_pack(
+        &self,
+        pack: PackNumber,
+        slots: &[super::footer::Slot],
+        file_bytes: u64,
+        durable: bool,
+    ) -> Result<(), StoreError> {
+        let row = PackRow::of(slots, file_bytes);
+        let is_live = |other| self.has_pack(other);
+        self.index.insert_pack(pack, &row, slots, &is_live, durable)?;
+        self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(pack, row);
+        Ok(())
+    }
+
+    /// Where these ids stand in packs that exist and as far as is known undamaged.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn find(&self, ids: &[BlockId]) -> Result<Vec<Option<Location>>, StoreError> {
+        let mut found = self.index.find(ids)?;
+        let packs = self.packs.read().unwrap_or_else(PoisonError::into_inner);
+        for location in &mut found {
+            *location = location.filter(|at| !at.damaged && packs.contains_key(&at.pack));
+        }
+        Ok(found)
+    }
+
+    /// As [`Repo::find`], for one id.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn find_one(&self, id: &BlockId) -> Result<Option<Location>, StoreError> {
+        Ok(self.find(std::slice::from_ref(id))?.into_iter().flatten().next())
+    }
+
+    /// A pack's file, opened to read.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn open_pack(&self, pack: PackNumber) -> Result<S::File, StoreError> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = files.iter().position(|(number, _)| *number == pack) {
+            let entry = files.remove(at).map(|entry| {
+                files.push_back(entry.clone());
+                entry.1
+            });
+            if let Some(file) = entry {
+                return Ok(file);
+            }
+        }
+        let path = pack.path();
+        let file = self
+            .storage
+            .open(&path, OpenMode::Read)
+            .map_err(|source| StoreError::io("open", self.storage.place(&path), source))?;
+        if files.len() >= OPEN_PACKS_MAX {
+            files.pop_front();
+        }
+        files.push_back((pack, file.clone()));
+        Ok(file)
+    }
+
+    /// A record's head and stored bytes, found to be the wanted one and intact.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] names pack and offset.
+    pub fn read_record(
+        &self,
+        id: &BlockId,
+        at: &Location,
+    ) -> Result<(RecordHead, Vec<u8>), StoreError> {
+        let place = || self.storage.place(&at.pack.path());
+        let file = self.open_pack(at.pack)?;
+        let mut bytes = vec![0; record_bytes(at.stored_len) as usize];
+        let read = file
+            .read_at(at.offset, &mut bytes)
+            .map_err(|source| StoreError::io("read", place(), source))?;
+        bytes.truncate(read);
+        let (head, _) = open_record(&bytes, self.repository(), id).map_err(|fault| {
+            StoreError::damaged(place(), at.offset, fault.to_string(), REMEDY_VERIFY)
+        })?;
+        bytes.drain(..RECORD_HEAD_BYTES);
+        bytes.truncate(head.stored_len as usize);
+        Ok((head, bytes))
+    }
+
+    /// Reads a record and checks everything, its id included.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`].
+    pub fn check_record(
+        &self,
+        decoder: &mut RecordDecoder,
+        id: &BlockId,
+        at: &Location,
+    ) -> Result<Vec<u8>, StoreError> {
+        let (head, stored) = self.read_record(id, at)?;
+        let raw = decoder.raw(&head, &stored).map_err(|fault| {
+            let place = self.storage.place(&at.pack.path());
+            StoreError::damaged(place, at.offset, fault.to_string(), REMEDY_VERIFY)
+        })?;
+        Ok(raw.to_vec())
+    }
+
+    /// The children of a node.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if it is missing, damaged or not of this level.
+    pub fn node(&self, id: &BlockId, level: u8) -> Result<Arc<Vec<BlockId>>, StoreError> {
+        {
+            let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(at) = nodes.iter().position(|(known, _)| known == id)
+                && let Some(entry) = nodes.remove(at)
+            {
+                nodes.push_back(entry.clone());
+                return Ok(entry.1);
+            }
+        }
+        let lost = |what: String| {
+            StoreError::damaged(self.storage.place(super::layout::PACKS), 0, what, REMEDY_VERIFY)
+        };
+        let at = self
+            .find_one(id)?
+            .filter(|at| at.kind == RecordKind::Node)
+            .ok_or_else(|| lost(format!("map node {id} is in no pack")))?;
+        let raw = self.check_record(&mut RecordDecoder::new(self.id_key()), id, &at)?;
+        let children = decode_node(&raw, level)
+            .ok_or_else(|| lost(format!("map node {id} is not of level {level}")))?;
+        let children = Arc::new(children);
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if nodes.len() >= NODE_CACHE_NODES {
+            nodes.pop_front();
+        }
+        nodes.push_back((*id, Arc::clone(&children)));
+        Ok(children)
+    }
+}
