@@ -214,7 +214,7 @@ pub fn encode_footer(slots: &[Slot], at: u64, number: PackNumber) -> Vec<u8> {
 /// [`PackFault::NoFooter`] if it was never sealed; the caller then scans.
 pub fn read_footer<F: StorageFile>(file: &F, number: PackNumber) -> Result<Vec<Slot>, PackFault> {
     let len = file.len()?;
-    if len > limits::PACK_BYTES_MAX || len < 2 * ALIGN || !len.is_multiple_of(ALIGN) {
+    if !(2 * ALIGN..=limits::PACK_BYTES_MAX).contains(&len) || !len.is_multiple_of(ALIGN) {
         return Err(PackFault::NoFooter);
     }
     let mut trailer = [0; TRAILER_BYTES];

@@ -263,9 +263,10 @@ impl Index {
         Ok(rows)
     }
 
-    /// Adds a sealed pack. An id that stands in another pack already keeps its place, unless that
-    /// place is damaged or `is_live` says that its pack is gone. `durable` also makes every earlier
-    /// change durable; without it a crash costs a reconciliation of this pack.
+    /// Adds a sealed pack. A block is written a second time only where its first record could not
+    /// be used, so the newest pack wins, unless the other record was verified. `is_live` says
+    /// whether a pack exists. `durable` also makes every earlier change durable; without it a crash
+    /// costs a reconciliation of this pack.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -282,7 +283,10 @@ impl Index {
                 let kept = blocks
                     .get(&slot.id.0)?
                     .and_then(|value| Location::decode(value.value()))
-                    .is_some_and(|old| !old.damaged && old.pack != pack && is_live(old.pack));
+                    .is_some_and(|old| {
+                        let usable = !old.damaged && old.pack != pack && is_live(old.pack);
+                        usable && (old.verified || old.pack > pack)
+                    });
                 if !kept {
                     blocks.insert(&slot.id.0, &Location::of(slot, pack).encode())?;
                 }

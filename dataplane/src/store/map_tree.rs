@@ -38,6 +38,9 @@ pub trait NodeStore {
     fn put(&mut self, level: u8, index: u64, children: &[BlockId]) -> Result<BlockId, StoreError>;
 }
 
+/// Gives the children of a stored node of this level.
+pub type ReadNode<'a> = dyn FnMut(&BlockId, u8) -> Result<Arc<Vec<BlockId>>, StoreError> + 'a;
+
 /// Id of node `index` of `level` in a tree; `None` if the tree has no such node because it is
 /// lower, or ends before.
 ///
@@ -47,7 +50,7 @@ pub fn node_id(
     tree: &TreeRoot,
     level: u8,
     index: u64,
-    nodes: &mut dyn FnMut(&BlockId, u8) -> Result<Arc<Vec<BlockId>>, StoreError>,
+    nodes: &mut ReadNode<'_>,
 ) -> Result<Option<BlockId>, StoreError> {
     let height = tree_height(tree.blocks);
     if level >= height || child_count(level, index, tree.blocks) == 0 {
@@ -80,7 +83,7 @@ pub fn node_id(
 pub fn leaf_ids(
     tree: &TreeRoot,
     leaf: u64,
-    nodes: &mut dyn FnMut(&BlockId, u8) -> Result<Arc<Vec<BlockId>>, StoreError>,
+    nodes: &mut ReadNode<'_>,
 ) -> Result<Vec<BlockId>, StoreError> {
     let count = child_count(0, leaf, tree.blocks);
     match node_id(tree, 0, leaf, nodes)? {
@@ -130,6 +133,9 @@ impl<S: Storage, N: NodeStore> TreeBuilder<'_, S, N> {
             && let Some(id) = self.untouched(level, index)?
         {
             return Ok(id);
+        }
+        if self.staging.is_zero(index * leaves, leaves) {
+            return Ok(BlockId::ZERO);
         }
         let children = match level {
             0 => self.leaf(index)?,

@@ -56,7 +56,14 @@ pub fn open_index<S: Storage>(
         let make = storage.create_dir(INDEX_DIR);
         make.map_err(|source| StoreError::io("create", storage.place(INDEX_DIR), source))?;
     }
+    let sync = || match writable {
+        true => storage
+            .sync_dir(INDEX_DIR)
+            .map_err(|source| StoreError::io("sync", storage.place(INDEX_DIR), source)),
+        false => Ok(()),
+    };
     match Index::open(storage, INDEX, superblock.repository, writable) {
+        Ok(index) => sync().map(|()| index),
         Err(StoreError::Index { path, what }) => {
             notes.push(format!("index {path}: {what}; rebuilding it from the packs"));
             if !writable {
@@ -64,9 +71,10 @@ pub fn open_index<S: Storage>(
                 return Index::open(storage, &scratch, superblock.repository, false);
             }
             storage.remove(INDEX).map_err(|source| StoreError::io("remove", path, source))?;
-            Index::open(storage, INDEX, superblock.repository, true)
+            let index = Index::open(storage, INDEX, superblock.repository, true)?;
+            sync().map(|()| index)
         }
-        result => result,
+        Err(error) => Err(error),
     }
 }
 

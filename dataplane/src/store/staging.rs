@@ -39,22 +39,22 @@ impl Bits {
     }
 
     fn any(&self, first: u64, count: u64) -> bool {
-        let mut bit = first;
-        while bit < first + count {
-            let word = self.0.get((bit / 64) as usize).copied().unwrap_or(0);
-            if bit.is_multiple_of(64) && bit + 64 <= first + count {
-                if word != 0 {
-                    return true;
-                }
-                bit += 64;
-            } else {
-                if word >> (bit % 64) & 1 == 1 {
-                    return true;
-                }
-                bit += 1;
-            }
-        }
-        false
+        self.words(first, count).any(|(word, _)| word != 0)
+    }
+
+    fn all(&self, first: u64, count: u64) -> bool {
+        self.words(first, count).all(|(word, mask)| word == mask)
+    }
+
+    /// The words that hold these bits, other bits cleared, and each word's mask.
+    fn words(&self, first: u64, count: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let end = first + count;
+        (first / 64..end.div_ceil(64)).map(move |at| {
+            let low = u64::MAX << first.saturating_sub(at * 64).min(63);
+            let high = u64::MAX >> ((at + 1) * 64).saturating_sub(end).min(63);
+            let mask = low & high;
+            (self.0.get(at as usize).copied().unwrap_or(0) & mask, mask)
+        })
     }
 }
 
@@ -140,9 +140,37 @@ impl<F: StorageFile> Staging<F> {
         Ok(())
     }
 
+    /// Lets a run be as in the base again.
+    ///
+    /// # Errors
+    /// Of the scratch file.
+    pub fn clear<S: Storage<File = F>>(&mut self, storage: &S, run: Run) -> io::Result<()> {
+        let end = run.end().unwrap_or(u64::MAX).min(self.blocks);
+        let mut block = run.first;
+        while block < end {
+            let leaf = block / NODE_CHILDREN;
+            let upto = end.min((leaf + 1) * NODE_CHILDREN);
+            if self.touched.get(leaf) {
+                let first = (block % NODE_CHILDREN) as usize * BlockId::BYTES;
+                let bytes = (upto - block) as usize * BlockId::BYTES;
+                let cached = self.load(storage, leaf)?;
+                cached.bytes[first..first + bytes].fill(0);
+                cached.dirty = true;
+            }
+            block = upto;
+        }
+        Ok(())
+    }
+
     /// Whether anything is staged in these leaves.
     pub fn is_touched(&self, first_leaf: u64, leaves: u64) -> bool {
         self.touched.any(first_leaf, leaves)
+    }
+
+    /// Whether all of these leaves were set to zeros as a whole.
+    pub fn is_zero(&self, first_leaf: u64, leaves: u64) -> bool {
+        let last = (first_leaf + leaves).min(self.blocks.div_ceil(NODE_CHILDREN));
+        self.zero.all(first_leaf, last.saturating_sub(first_leaf))
     }
 
     /// What is staged of a leaf.
@@ -185,8 +213,10 @@ impl<F: StorageFile> Staging<F> {
             } else if let (true, Some(file)) = (self.touched.get(leaf), &self.file) {
                 file.read_at(leaf * LEAF_BYTES as u64, &mut bytes)?;
             }
+            // A leaf that was all zeros, or new, is not yet in the file as it is here.
+            let dirty = bytes.first().is_some_and(|byte| *byte != 0) || !self.touched.get(leaf);
             self.touched.set(leaf, true);
-            self.cache.push(CachedLeaf { leaf, bytes, dirty: false });
+            self.cache.push(CachedLeaf { leaf, bytes, dirty });
         }
         let last = self.cache.len() - 1;
         Ok(&mut self.cache[last])
@@ -196,7 +226,7 @@ impl<F: StorageFile> Staging<F> {
     fn write_back<S: Storage<File = F>>(&mut self, storage: &S) -> io::Result<()> {
         let oldest = self.cache.remove(0);
         if !oldest.dirty {
-            // Loaded for reading, or touched without a change: the file has it, or it is zeros.
+            // Loaded for reading: the file has it.
             return Ok(());
         }
         let file = match &self.file {
@@ -229,6 +259,12 @@ mod tests {
                     let id = BlockId([random.u8(1..200); 32]);
                     staging.set(&disk, block, &id).unwrap();
                     model.insert(block, id);
+                } else if random.bool() {
+                    let run = Run { first: block, count: random.u64(1..3000) };
+                    staging.clear(&disk, run).unwrap();
+                    (block..(block + run.count).min(blocks)).for_each(|block| {
+                        model.remove(&block);
+                    });
                 } else {
                     let run = Run { first: block, count: random.u64(1..5000) };
                     staging.set_zero(&disk, run).unwrap();
@@ -253,6 +289,10 @@ mod tests {
                     assert_eq!(found, wanted, "seed {seed} block {at}");
                 }
                 assert_eq!(staging.is_touched(leaf, 1), staged != StagedLeaf::Untouched);
+                if staged == StagedLeaf::Zero {
+                    let run = Run { first: leaf * NODE_CHILDREN, count: 1 };
+                    staging.set_zero(&disk, run).unwrap();
+                }
             }
         }
     }

@@ -7,6 +7,8 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use gantry_uring::buffer::PooledBuf;
 
@@ -125,6 +127,9 @@ pub struct Completion {
     pub result: io::Result<()>,
 }
 
+/// Ends a queue's present or next wait, from any thread.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
 /// Writes that go on while the store's thread does something else. Completions may come in any
 /// order; a buffer is held until its write has completed, and then dropped.
 pub trait WriteQueue<F>: Debug {
@@ -136,4 +141,8 @@ pub trait WriteQueue<F>: Debug {
     fn complete(&mut self, wait: bool, out: &mut Vec<Completion>);
     /// Operations under way.
     fn in_flight(&self) -> usize;
+    /// A waker for [`WriteQueue::wait`].
+    fn waker(&mut self) -> io::Result<Wake>;
+    /// Sleeps until something completes, the waker is used, or the timeout is over.
+    fn wait(&mut self, timeout: Option<Duration>);
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use gantry_uring::buffer::BufferPool;
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
 
 use super::{Entry, LockError, OpenMode, Storage, StorageFile};
@@ -26,6 +27,7 @@ const ALIGN: usize = 4096;
 pub struct KernelStorage {
     dir: Arc<PathBuf>,
     direct_refused: Arc<AtomicBool>,
+    pools: Arc<Vec<BufferPool>>,
 }
 
 /// An open file.
@@ -45,7 +47,12 @@ impl KernelStorage {
     /// The folder `dir`; it need not exist yet.
     pub fn new(dir: &Path) -> KernelStorage {
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-        KernelStorage { dir: Arc::new(dir), direct_refused: Arc::default() }
+        KernelStorage { dir: Arc::new(dir), direct_refused: Arc::default(), pools: Arc::default() }
+    }
+
+    /// The same, with the pools whose buffers will be written: they are registered with the ring.
+    pub fn with_pools(self, pools: Vec<BufferPool>) -> KernelStorage {
+        KernelStorage { pools: Arc::new(pools), ..self }
     }
 
     /// The folder.
@@ -208,7 +215,7 @@ impl Storage for KernelStorage {
     }
 
     fn write_queue(&self) -> io::Result<KernelQueue> {
-        Ok(KernelQueue::new())
+        Ok(KernelQueue::new(&self.pools))
     }
 }
 

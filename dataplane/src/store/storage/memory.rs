@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use gantry_uring::buffer::PooledBuf;
 
-use super::{Completion, Entry, LockError, OpenMode, Storage, StorageFile, WriteQueue};
+use super::{Completion, Entry, LockError, OpenMode, Storage, StorageFile, Wake, WriteQueue};
 
 const PAGE: usize = 4096;
 
@@ -124,10 +125,13 @@ pub struct MemoryLock {
     exclusive: bool,
 }
 
+/// Offset, buffer, bytes.
+type QueuedWrite = (u64, PooledBuf, usize);
+
 /// Its queue: operations happen when completions are asked for.
 #[derive(Debug)]
 pub struct MemoryQueue {
-    waiting: VecDeque<(u64, MemoryFile, Option<(u64, PooledBuf, usize)>)>,
+    waiting: VecDeque<(u64, MemoryFile, Option<QueuedWrite>)>,
 }
 
 fn parent(path: &str) -> &str {
@@ -205,6 +209,22 @@ impl MemoryStorage {
     /// Paths of all files.
     pub fn files(&self) -> Vec<String> {
         self.state().names.keys().cloned().collect()
+    }
+
+    /// Every file with a digest of its bytes.
+    pub fn image(&self) -> Vec<(String, u64, blake3::Hash)> {
+        let state = self.state();
+        let digest = |inode: &u64| {
+            let content = &state.inodes[inode].now;
+            let mut bytes = vec![0; content.len as usize];
+            content.read(0, &mut bytes);
+            (content.len, blake3::hash(&bytes))
+        };
+        let line = |(path, inode): (&String, &u64)| {
+            let (len, hash) = digest(inode);
+            (path.clone(), len, hash)
+        };
+        state.names.iter().map(line).collect()
     }
 
     /// Changes one byte of a file, behind everybody's back.
@@ -433,4 +453,10 @@ impl WriteQueue<MemoryFile> for MemoryQueue {
     fn in_flight(&self) -> usize {
         self.waiting.len()
     }
+
+    fn waker(&mut self) -> io::Result<Wake> {
+        Ok(Arc::new(|| {}))
+    }
+
+    fn wait(&mut self, _timeout: Option<Duration>) {}
 }

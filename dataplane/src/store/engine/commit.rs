@@ -1,0 +1,159 @@
+//! Committing a point: the manifest, once every disk of the session is sealed.
+//!
+//! In: sealed disks. Out: `Committed`, and no journal left. Invariant: idempotent; the same
+//! session always makes the same point. A crash after the last seal is made good at the opening.
+
+use std::collections::BTreeMap;
+
+use gantry_common::ids::SessionId;
+use gantry_common::session::store_port::{StoreReport, TaskKey};
+use gantry_common::wire::{SessionOffer, TaskNumber};
+
+use super::Store;
+use crate::store::error::StoreError;
+use crate::store::journal::{BaseRoot, Entry, JournalReader, SealedDisk};
+use crate::store::layout::{JOURNALS, journal_path};
+use crate::store::manifest::{DiskRecord, Manifest, point_of};
+use crate::store::repo::Repo;
+use crate::store::storage::{OpenMode, Storage};
+
+type SealedDisks = BTreeMap<TaskNumber, (SealedDisk, Option<BaseRoot>)>;
+
+impl<S: Storage> Store<S> {
+    /// Commits the session's point if every disk is sealed.
+    pub(super) fn commit_if_complete(&mut self, session: SessionId) {
+        let Some(open) = self.sessions.get_mut(&session) else { return };
+        if open.sealed.len() < open.offer.disks.len() {
+            return;
+        }
+        let point = open.point;
+        if !open.committed {
+            let manifest =
+                manifest_of(&self.repo, self.numbers.epoch, session, &open.offer, &open.sealed);
+            if let Err(error) = manifest.commit(&self.repo.storage) {
+                return self.fail_session(session, &error);
+            }
+            open.committed = true;
+            let name = open.offer.name.clone();
+            tracing::info!("restore point {point} of '{name}' is committed");
+            self.drop_journals(&name);
+        }
+        self.reports.push_back(StoreReport::Committed { session, point });
+    }
+
+    /// Removes every journal under a name: its point stands, or a newer one does. Failing to is
+    /// harmless; the next opening tries again.
+    fn drop_journals(&mut self, name: &str) {
+        let keys: Vec<TaskKey> = self
+            .journals
+            .iter()
+            .filter(|(_, head)| head.offer.name == name)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            self.drop_journal(key);
+        }
+        if let Err(error) = self.repo.storage.sync_dir(JOURNALS) {
+            tracing::warn!("cannot sync {}: {error}", self.repo.storage.place(JOURNALS));
+        }
+    }
+
+    pub(super) fn drop_journal(&mut self, key: TaskKey) {
+        self.journals.remove(&key);
+        let path = journal_path(key.session, key.task);
+        if let Err(error) = self.repo.storage.remove(&path) {
+            tracing::warn!("cannot remove {}: {error}", self.repo.storage.place(&path));
+        }
+    }
+
+    /// Commits sessions whose disks were all sealed when the last process ended, and removes the
+    /// journals of those that had committed.
+    pub(super) fn commit_sealed_sessions(&mut self) -> Result<(), StoreError> {
+        let mut sessions: BTreeMap<SessionId, Vec<TaskKey>> = BTreeMap::new();
+        for key in self.journals.keys() {
+            sessions.entry(key.session).or_default().push(*key);
+        }
+        for (session, keys) in sessions {
+            let Some(head) = keys.first().and_then(|key| self.journals.get(key)) else { continue };
+            let (name, disks) = (head.offer.name.clone(), head.offer.disks.len());
+            let point = point_of(head.offer.created_ms, session);
+            let repository = self.repo.repository();
+            let is_committed = Manifest::find(&self.repo.storage, &name, point, repository)
+                .is_ok_and(|manifest| manifest.is_some());
+            if is_committed {
+                keys.iter().for_each(|key| self.drop_journal(*key));
+                continue;
+            }
+            if keys.len() < disks {
+                continue;
+            }
+            let mut sealed = SealedDisks::new();
+            let mut offer = None;
+            for key in &keys {
+                let path = journal_path(key.session, key.task);
+                let reader = JournalReader::open(&self.repo.storage, &path, OpenMode::Read)?;
+                let Some(mut reader) = reader else { continue };
+                while let Some(entry) = reader.next_entry()? {
+                    if let Entry::Sealed(disk) = entry {
+                        sealed.insert(key.task, (disk, reader.head.base.clone()));
+                    }
+                }
+                offer = Some(reader.head.offer);
+            }
+            let Some(offer) = offer.filter(|_| sealed.len() == disks) else { continue };
+            let all_there = sealed.values().try_fold(true, |all, (disk, _)| {
+                let there = disk.root.is_zero() || self.repo.find_one(&disk.root)?.is_some();
+                Ok::<_, StoreError>(all && there)
+            })?;
+            if all_there {
+                let epoch = self.numbers.epoch;
+                manifest_of(&self.repo, epoch, session, &offer, &sealed)
+                    .commit(&self.repo.storage)?;
+                self.notes
+                    .push(format!("restore point {point} of '{name}' was complete: committed"));
+                self.drop_journals(&name);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn manifest_of<S: Storage>(
+    repo: &Repo<S>,
+    epoch: u32,
+    session: SessionId,
+    offer: &SessionOffer,
+    sealed: &SealedDisks,
+) -> Manifest {
+    let disk = |(number, (sealed, base)): (&TaskNumber, &(SealedDisk, Option<BaseRoot>))| {
+        let disk = &offer.disks[usize::from(*number)];
+        DiskRecord {
+            identity: disk.identity.clone(),
+            label: disk.label.clone(),
+            size_bytes: disk.size_bytes,
+            block_size: disk.block_size,
+            root: sealed.root,
+            change_id: disk.change_id.clone(),
+            snapshot: disk.snapshot.clone(),
+            filter_digest: disk.filter_digest,
+            mask: Vec::new(),
+            totals: sealed.totals,
+            base: base.as_ref().map(|base| base.point),
+            bytes_stored: sealed.bytes_stored,
+        }
+    };
+    Manifest {
+        repository: repo.repository(),
+        point: point_of(offer.created_ms, session),
+        name: offer.name.clone(),
+        session,
+        created_ms: offer.created_ms,
+        parent: sealed.values().filter_map(|(_, base)| base.as_ref().map(|base| base.point)).max(),
+        epoch,
+        compression: offer.compression,
+        disks: sealed.iter().map(disk).collect(),
+        vm_config: offer.vm_config.clone(),
+        flags: 0,
+        extensions: Vec::new(),
+    }
+}

@@ -1,0 +1,260 @@
+//! Opening a task: which base it gets, and what an earlier attempt had made durable.
+//!
+//! In: `OpenTask`. Out: `TaskOpened`. A journal of the same disk in the same frozen state is taken
+//! over, whoever wrote it; each id in it must resolve to a record on the disk, or its address is
+//! not durable. The journal is written anew on the way, so that one whose sync once failed is
+//! never trusted again. Invariant: the old journal goes only once the new one is durable.
+
+use gantry_common::extents::{Run, RunSet};
+use gantry_common::ids::{BlockId, PointId};
+use gantry_common::session::store_port::{StoreReport, TaskKey};
+use gantry_common::wire::{BaseAnswer, BaseChoice, DiskOffer};
+
+use super::Store;
+use crate::store::error::StoreError;
+use crate::store::journal::{BaseRoot, Entry, Journal, JournalHead, JournalReader, SealedDisk};
+use crate::store::layout::{journal_path, points_dir};
+use crate::store::manifest::{Manifest, list_points};
+use crate::store::map_node::tree_height;
+use crate::store::record::RecordKind;
+use crate::store::staging::Staging;
+use crate::store::storage::{OpenMode, Storage};
+use crate::store::task::{SealStage, Task};
+
+/// A base, or why there is none.
+struct Base {
+    root: Option<BaseRoot>,
+    /// Why the point that was asked for is not used.
+    refused: Option<String>,
+}
+
+impl Base {
+    fn answer(&self, choice: BaseChoice) -> BaseAnswer {
+        match (&self.root, choice) {
+            (_, BaseChoice::None) => BaseAnswer::NotAsked,
+            (Some(root), _) => BaseAnswer::Usable {
+                point: root.point,
+                size_bytes: root.size_bytes,
+                change_id: root.change_id.clone(),
+                damaged: Vec::new(),
+                fallback_reason: self.refused.clone(),
+            },
+            (None, _) => BaseAnswer::Unusable {
+                reason: self.refused.clone().unwrap_or_else(|| "no base was found".into()),
+            },
+        }
+    }
+}
+
+impl<S: Storage> Store<S> {
+    pub(super) fn open_task(&mut self, key: TaskKey) -> Result<(), StoreError> {
+        if self.tasks.contains_key(&key) {
+            return Err(StoreError::Refused(format!(
+                "disk {} of session {} is open already",
+                key.task, key.session
+            )));
+        }
+        let session = self.sessions.get(&key.session).filter(|session| session.is_attached);
+        let Some(offer) = session.map(|session| session.offer.clone()) else {
+            return Err(StoreError::Refused(format!("session {} is not open", key.session)));
+        };
+        let Some(disk) = offer.disks.get(usize::from(key.task)).cloned() else {
+            return Err(StoreError::Refused(format!("the session has no disk {}", key.task)));
+        };
+        let fresh = self.resolve_base(&offer.name, &disk)?;
+        let (earlier, base) = self.find_progress(key, &offer.name, &disk, fresh);
+        let head = JournalHead {
+            repository: self.repo.repository(),
+            session: key.session,
+            task: key.task,
+            offer,
+            base: base.root.clone(),
+            base_refused: base.refused.clone(),
+        };
+        let answer = base.answer(disk.base);
+        let (task, sealed) = self.start_task(key, disk, base.root, &head, earlier)?;
+        let durable: Vec<Run> = task.durable.iter().collect();
+        if let Some((sealed, session)) = sealed.zip(self.sessions.get_mut(&key.session)) {
+            session.sealed.insert(key.task, (sealed, task.base.clone()));
+        }
+        self.tasks.insert(key, task);
+        self.reports.push_back(StoreReport::TaskOpened { key, base: answer, durable });
+        Ok(())
+    }
+
+    /// The journal to go on from, and the base that belongs to it; or the fresh base.
+    fn find_progress(
+        &self,
+        key: TaskKey,
+        name: &str,
+        disk: &DiskOffer,
+        fresh: Base,
+    ) -> (Option<TaskKey>, Base) {
+        if let Some(own) = self.journals.get(&key)
+            && own.continues(name, disk)
+        {
+            let still_there = own.base.as_ref().is_none_or(|base| {
+                self.candidate(name, disk, base.point).is_ok_and(|now| now.root == base.root)
+            });
+            if still_there {
+                let base = Base { root: own.base.clone(), refused: own.base_refused.clone() };
+                return (Some(key), base);
+            }
+        }
+        let point = |base: &Option<BaseRoot>| base.as_ref().map(|base| base.point);
+        let adoptable = self.journals.iter().find(|(other, head)| {
+            **other != key
+                && !self.sessions.get(&other.session).is_some_and(|session| session.is_attached)
+                && head.continues(name, disk)
+                && point(&head.base) == point(&fresh.root)
+        });
+        (adoptable.map(|(other, _)| *other), fresh)
+    }
+
+    fn start_task(
+        &mut self,
+        key: TaskKey,
+        disk: DiskOffer,
+        base: Option<BaseRoot>,
+        head: &JournalHead,
+        earlier: Option<TaskKey>,
+    ) -> Result<(Task<S>, Option<SealedDisk>), StoreError> {
+        let storage = self.repo.storage.clone();
+        let blocks = disk.block_size.block_count(disk.size_bytes);
+        let reader = match earlier {
+            Some(earlier) => {
+                let path = journal_path(earlier.session, earlier.task);
+                JournalReader::open(&storage, &path, OpenMode::Read)?
+            }
+            None => None,
+        };
+        let journal = Journal::begin(&storage, head)?;
+        let staging = Staging::new(blocks, base.is_some());
+        let mut task = Task::new(key, disk, base, staging, journal, RunSet::new());
+        let sealed = match reader {
+            Some(reader) => self.replay(&mut task, reader)?,
+            None => None,
+        };
+        task.durable = task.coverage.clone();
+        task.dirty_since_ms = None;
+        task.journal.publish(&storage)?;
+        if let Some(sealed) = &sealed {
+            task.stage = SealStage::Done(sealed.clone());
+        }
+        // Every other journal of this disk is now superseded.
+        let identity = &task.disk.identity;
+        let stale: Vec<TaskKey> = self
+            .journals
+            .iter()
+            .filter(|(other, own)| {
+                **other != key
+                    && own.offer.name == head.offer.name
+                    && own.disk().is_some_and(|disk| disk.identity == *identity)
+            })
+            .map(|(other, _)| *other)
+            .collect();
+        stale.into_iter().for_each(|other| self.drop_journal(other));
+        let mut kept = head.clone();
+        kept.offer.vm_config = Vec::new();
+        self.journals.insert(key, kept);
+        Ok((task, sealed))
+    }
+
+    /// Takes over what a journal says, as far as it still holds, into the task's new journal.
+    fn replay(
+        &self,
+        task: &mut Task<S>,
+        mut reader: JournalReader<S::File>,
+    ) -> Result<Option<SealedDisk>, StoreError> {
+        let storage = &self.repo.storage;
+        let mut sealed = None;
+        while let Some(entry) = reader.next_entry()? {
+            let kept = match entry {
+                Entry::Marks(marks) => {
+                    for mark in &marks {
+                        task.replay_mark(storage, *mark)?;
+                    }
+                    Entry::Marks(marks)
+                }
+                Entry::Stored(blocks) => Entry::Stored(self.still_there(task, blocks)?),
+                Entry::Known(blocks) => Entry::Known(self.still_there(task, blocks)?),
+                Entry::Sealed(disk) => {
+                    sealed = Some(disk);
+                    continue;
+                }
+            };
+            task.journal.write(&[kept])?;
+        }
+        let complete = task.coverage.blocks() == task.blocks();
+        let Some(disk) = sealed.filter(|_| complete) else { return Ok(None) };
+        if !disk.root.is_zero() && self.repo.find_one(&disk.root)?.is_none() {
+            return Ok(None);
+        }
+        task.journal.write(&[Entry::Sealed(disk.clone())])?;
+        Ok(Some(disk))
+    }
+
+    fn still_there(
+        &self,
+        task: &mut Task<S>,
+        blocks: Vec<(u64, BlockId)>,
+    ) -> Result<Vec<(u64, BlockId)>, StoreError> {
+        let ids: Vec<BlockId> = blocks.iter().map(|(_, id)| *id).collect();
+        let found = self.repo.find(&ids)?;
+        let mut kept = Vec::with_capacity(blocks.len());
+        for ((block, id), at) in blocks.into_iter().zip(found) {
+            if at.is_some_and(|at| at.kind == RecordKind::Block) {
+                task.stage_block(&self.repo.storage, block, &id, 0)?;
+                kept.push((block, id));
+            }
+        }
+        Ok(kept)
+    }
+
+    fn resolve_base(&self, name: &str, disk: &DiskOffer) -> Result<Base, StoreError> {
+        let refused = match disk.base {
+            BaseChoice::None => return Ok(Base { root: None, refused: None }),
+            BaseChoice::Latest => None,
+            BaseChoice::Point(point) => match self.candidate(name, disk, point) {
+                Ok(root) => return Ok(Base { root: Some(root), refused: None }),
+                Err(reason) => Some(reason),
+            },
+        };
+        let mut newest_reason = None;
+        for point in list_points(&self.repo.storage, &points_dir(name))?.into_iter().rev() {
+            match self.candidate(name, disk, point) {
+                Ok(root) => return Ok(Base { root: Some(root), refused }),
+                Err(reason) => newest_reason = newest_reason.or(Some(reason)),
+            }
+        }
+        let none = || format!("'{name}' has no restore point yet");
+        Ok(Base { root: None, refused: refused.or(newest_reason).or_else(|| Some(none())) })
+    }
+
+    /// A point's disk as a base, or why it cannot be.
+    fn candidate(&self, name: &str, disk: &DiskOffer, point: PointId) -> Result<BaseRoot, String> {
+        let found = Manifest::find(&self.repo.storage, name, point, self.repo.repository());
+        let manifest = found
+            .map_err(|error| error.to_string())?
+            .ok_or_else(|| format!("'{name}' has no restore point {point}"))?;
+        let held = manifest.disks.iter().find(|held| held.identity == disk.identity);
+        let held = held
+            .ok_or_else(|| format!("restore point {point} does not hold disk '{}'", disk.label))?;
+        if held.block_size != disk.block_size {
+            return Err(format!(
+                "restore point {point} has blocks of {}, this job of {}",
+                held.block_size, disk.block_size
+            ));
+        }
+        if !held.root.is_zero() {
+            let level = tree_height(held.blocks()) - 1;
+            self.repo.node(&held.root, level).map_err(|error| error.to_string())?;
+        }
+        Ok(BaseRoot {
+            point,
+            root: held.root,
+            size_bytes: held.size_bytes,
+            change_id: held.change_id.clone(),
+        })
+    }
+}

@@ -1,0 +1,224 @@
+//! Reading a repository: points, maps, where blocks stand, records. For restore, verify and lists.
+//!
+//! In: names, points, ids. Out: manifests, ids, locations, records found right. May be cloned and
+//! used from any thread, beside a running store. Must not: modify the repository; a read-only
+//! opening keeps even the index's changes in memory.
+
+use std::sync::Arc;
+
+use gantry_common::ids::{BlockId, IdKey, PointId, RepositoryId};
+
+use super::engine::take_lock;
+use super::error::StoreError;
+use super::index::Location;
+use super::layout::{POINTS, PackNumber, points_dir};
+use super::manifest::{DiskRecord, Manifest, list_points};
+use super::map_tree::{TreeRoot, leaf_ids};
+use super::reconcile::{open_index, reconcile};
+use super::record::{RecordDecoder, RecordHead};
+use super::repo::Repo;
+use super::storage::Storage;
+use super::storage::kernel::KernelStorage;
+use super::superblock::Superblock;
+
+/// A repository that is read.
+#[derive(Debug)]
+pub struct StoreReader<S: Storage = KernelStorage> {
+    repo: Arc<Repo<S>>,
+    _lock: Option<Arc<S::Lock>>,
+}
+
+impl<S: Storage> Clone for StoreReader<S> {
+    fn clone(&self) -> StoreReader<S> {
+        StoreReader { repo: Arc::clone(&self.repo), _lock: self._lock.clone() }
+    }
+}
+
+/// A point, or why its manifest cannot be read.
+#[derive(Debug)]
+pub struct ListedPoint {
+    /// The point.
+    pub point: PointId,
+    /// Its manifest.
+    pub manifest: Result<Manifest, StoreError>,
+}
+
+impl<S: Storage> StoreReader<S> {
+    pub(super) fn shared(repo: Arc<Repo<S>>) -> StoreReader<S> {
+        StoreReader { repo, _lock: None }
+    }
+
+    /// Opens a repository that no writer holds, without changing anything in it. Also gives notes
+    /// for a person.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] if a writer holds it; no repository; the folder fails.
+    pub fn open(storage: S) -> Result<(StoreReader<S>, Vec<String>), StoreError> {
+        let (superblock, copy_failed) = Superblock::read(&storage)?;
+        let lock = take_lock(&storage, false)?;
+        let mut notes = Vec::new();
+        if copy_failed {
+            notes.push("a copy of the superblock is damaged or missing".into());
+        }
+        let index = open_index(&storage, &superblock, false, &mut notes)?;
+        let (packs, reconciled) = reconcile(&storage, &superblock, &index, false)?;
+        notes.extend(reconciled.notes);
+        let repo = Arc::new(Repo::new(storage, superblock, index, packs));
+        Ok((StoreReader { repo, _lock: Some(Arc::new(lock)) }, notes))
+    }
+
+    pub(super) fn repo(&self) -> &Arc<Repo<S>> {
+        &self.repo
+    }
+
+    /// The repository's id.
+    pub fn repository(&self) -> RepositoryId {
+        self.repo.repository()
+    }
+
+    /// The key of its ids.
+    pub fn id_key(&self) -> IdKey {
+        self.repo.id_key()
+    }
+
+    /// Every name that has points, sorted. A name whose manifests all fail is listed as its
+    /// folder.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn names(&self) -> Result<Vec<String>, StoreError> {
+        let storage = &self.repo.storage;
+        let entries = storage
+            .list(POINTS)
+            .map_err(|source| StoreError::io("list", storage.place(POINTS), source))?;
+        let mut names = Vec::new();
+        for entry in entries.into_iter().filter(|entry| entry.is_dir) {
+            let dir = format!("{POINTS}/{}", entry.name);
+            let points = self.points_in(&dir)?;
+            let readable = points.iter().find_map(|listed| listed.manifest.as_ref().ok());
+            match (readable, points.is_empty()) {
+                (Some(manifest), _) => names.push(manifest.name.clone()),
+                (None, false) => names.push(entry.name),
+                (None, true) => {}
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// A VM's points, oldest first; those that cannot be read among them.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn points(&self, name: &str) -> Result<Vec<ListedPoint>, StoreError> {
+        self.points_in(&points_dir(name))
+    }
+
+    fn points_in(&self, dir: &str) -> Result<Vec<ListedPoint>, StoreError> {
+        let storage = &self.repo.storage;
+        let read = |point: PointId| ListedPoint {
+            point,
+            manifest: Manifest::read(
+                storage,
+                &format!("{dir}/{point}.manifest"),
+                self.repo.repository(),
+            ),
+        };
+        Ok(list_points(storage, dir)?.into_iter().map(read).collect())
+    }
+
+    /// All points of all VMs.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn all_points(&self) -> Result<Vec<ListedPoint>, StoreError> {
+        let storage = &self.repo.storage;
+        let entries = storage
+            .list(POINTS)
+            .map_err(|source| StoreError::io("list", storage.place(POINTS), source))?;
+        let mut all = Vec::new();
+        for entry in entries.into_iter().filter(|entry| entry.is_dir) {
+            all.extend(self.points_in(&format!("{POINTS}/{}", entry.name))?);
+        }
+        Ok(all)
+    }
+
+    /// A point's manifest; the newest without an id.
+    ///
+    /// # Errors
+    /// [`StoreError::Usage`] if there is none; [`StoreError::Damaged`], [`StoreError::Newer`].
+    pub fn manifest(&self, name: &str, point: Option<PointId>) -> Result<Manifest, StoreError> {
+        let storage = &self.repo.storage;
+        let point = match point {
+            Some(point) => point,
+            None => list_points(storage, &points_dir(name))?
+                .pop()
+                .ok_or_else(|| StoreError::Usage(format!("'{name}' has no restore point")))?,
+        };
+        Manifest::find(storage, name, point, self.repo.repository())?
+            .ok_or_else(|| StoreError::Usage(format!("'{name}' has no restore point {point}")))
+    }
+
+    /// Block ids of a disk's leaf: 1024, fewer at the disk's end.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if a node on the way is missing or damaged.
+    pub fn leaf(&self, disk: &DiskRecord, leaf: u64) -> Result<Vec<BlockId>, StoreError> {
+        let tree = TreeRoot { root: disk.root, blocks: disk.blocks() };
+        leaf_ids(&tree, leaf, &mut |id, level| self.repo.node(id, level))
+    }
+
+    /// Where these blocks stand; `None` for those in no pack, or known to be damaged.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Location>>, StoreError> {
+        self.repo.find(ids)
+    }
+
+    /// A pack's file, for reads through the page cache.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn open_pack(&self, pack: PackNumber) -> Result<S::File, StoreError> {
+        self.repo.open_pack(pack)
+    }
+
+    /// A pack's name, for messages and for opening it oneself.
+    pub fn pack_place(&self, pack: PackNumber) -> String {
+        self.repo.storage.place(&pack.path())
+    }
+
+    /// A record's head and stored bytes, intact and the one that was wanted. Decoding, and checking
+    /// the id, is the caller's.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`].
+    pub fn read_record(
+        &self,
+        id: &BlockId,
+        at: &Location,
+    ) -> Result<(RecordHead, Vec<u8>), StoreError> {
+        self.repo.read_record(id, at)
+    }
+
+    /// A block's raw bytes, checked against its id.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`].
+    pub fn read_block(
+        &self,
+        decoder: &mut RecordDecoder,
+        id: &BlockId,
+    ) -> Result<Vec<u8>, StoreError> {
+        let at = self.repo.find_one(id)?.ok_or_else(|| {
+            StoreError::damaged(
+                self.repo.storage.place(super::layout::PACKS),
+                0,
+                format!("block {id} is in no pack"),
+                super::error::REMEDY_VERIFY,
+            )
+        })?;
+        self.repo.check_record(decoder, id, &at)
+    }
+}

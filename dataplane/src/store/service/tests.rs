@@ -1,0 +1,158 @@
+//! The service on a real file system, with real threads, and O_DIRECT where the folder allows it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, unbounded};
+use gantry_common::extents::Run;
+use gantry_common::ids::{IdKey, PointId, SessionId, StoredChecksum};
+use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
+use gantry_common::units::{BlockSize, Compression};
+use gantry_common::wire::{
+    BaseChoice, BlockHead, Codec, DiskOffer, Mark, MarkKind, SessionOffer, TaskTotals,
+};
+
+use super::{StoreHandle, StoreService};
+use crate::payload::PayloadPool;
+use crate::store::admin;
+use crate::store::reader::StoreReader;
+use crate::store::record::RecordDecoder;
+use crate::store::storage::kernel::KernelStorage;
+
+const K256: u32 = 256 << 10;
+const BLOCKS: u64 = 1500;
+
+fn offer() -> SessionOffer {
+    SessionOffer {
+        name: "vm".into(),
+        disks: vec![DiskOffer {
+            identity: "d".into(),
+            label: "d.img".into(),
+            size_bytes: (BLOCKS + 10) * u64::from(K256),
+            block_size: BlockSize::K256,
+            snapshot: "s".into(),
+            filter_digest: [0; 32],
+            base: BaseChoice::Latest,
+            change_id: None,
+        }],
+        compression: Compression::None,
+        created_ms: 5,
+        vm_config: Vec::new(),
+    }
+}
+
+fn raw(block: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(block + 1);
+    (0..K256).map(|_| random.u8(..)).collect()
+}
+
+struct Source {
+    handle: StoreHandle,
+    reports: Receiver<StoreReport>,
+    pool: PayloadPool,
+    key: TaskKey,
+    id_key: IdKey,
+}
+
+impl Source {
+    fn new(service: &StoreService, pool: PayloadPool, session: SessionId) -> Source {
+        let handle = service.handle();
+        let (to, reports) = unbounded();
+        handle.subscribe(session, Box::new(move |report| drop(to.send(report)))).unwrap();
+        let id_key = handle.id_key();
+        handle.submit(StoreCommand::OpenSession { session, offer: offer() }).unwrap();
+        let key = TaskKey { session, task: 0 };
+        handle.submit(StoreCommand::OpenTask { key }).unwrap();
+        Source { handle, reports, pool, key, id_key }
+    }
+
+    fn wait<T>(&self, mut wanted: impl FnMut(&StoreReport) -> Option<T>) -> T {
+        loop {
+            let report = self.reports.recv_timeout(Duration::from_secs(30)).unwrap();
+            assert!(!matches!(report, StoreReport::Failed { .. }), "{report:?}");
+            if let Some(found) = wanted(&report) {
+                return found;
+            }
+        }
+    }
+
+    fn append(&self, block: u64) {
+        let raw = raw(block);
+        let mut payload = loop {
+            match self.pool.take(raw.len()) {
+                Some(payload) => break payload,
+                None => std::thread::sleep(Duration::from_micros(200)),
+            }
+        };
+        payload.stored_mut().copy_from_slice(&raw);
+        let head = BlockHead {
+            id: self.id_key.block_id(&raw),
+            codec: Codec::Raw,
+            raw_len: K256,
+            checksum: StoredChecksum::of(&raw),
+        };
+        self.handle.submit(StoreCommand::Append { key: self.key, block, head, payload }).unwrap();
+    }
+
+    fn finish(&self) -> PointId {
+        let key = self.key;
+        let marks = vec![Mark { run: Run { first: BLOCKS, count: 10 }, kind: MarkKind::Zero }];
+        self.handle.submit(StoreCommand::Marks { key, marks }).unwrap();
+        self.handle.submit(StoreCommand::Seal { key, totals: TaskTotals::default() }).unwrap();
+        self.wait(|report| match report {
+            StoreReport::Committed { point, .. } => Some(*point),
+            _ => None,
+        })
+    }
+}
+
+fn check(dir: &Path, point: PointId) {
+    let (reader, notes) = StoreReader::open(KernelStorage::new(dir)).unwrap();
+    assert_eq!(notes, [""; 0]);
+    let manifest = reader.manifest("vm", None).unwrap();
+    assert_eq!(manifest.point, point);
+    let mut decoder = RecordDecoder::new(reader.id_key());
+    for leaf in 0..2 {
+        for (block, id) in (leaf * 1024..).zip(reader.leaf(&manifest.disks[0], leaf).unwrap()) {
+            match block < BLOCKS {
+                true => assert!(reader.read_block(&mut decoder, &id).unwrap() == raw(block)),
+                false => assert!(id.is_zero()),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stopped_service_loses_nothing_that_was_appended() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("repo");
+    admin::init(&dir, 1).unwrap();
+    assert!(admin::init(&dir, 1).is_err());
+    let pool = PayloadPool::new(32, K256 as usize).unwrap();
+    let session = SessionId([3; 16]);
+    let service = StoreService::spawn(&dir, vec![pool.buffers().clone()]).unwrap();
+    let locked = StoreService::spawn(&dir, Vec::new()).err().unwrap().to_string();
+    assert!(locked.contains("in use by process"), "{locked}");
+    let source = Source::new(&service, pool.clone(), session);
+    (0..700).for_each(|block| source.append(block));
+    service.shut_down();
+    assert_eq!(pool.free(), pool.slots());
+    assert!(source.handle.submit(StoreCommand::Detach { session }).is_err());
+
+    let service = StoreService::spawn(&dir, vec![pool.buffers().clone()]).unwrap();
+    let source = Source::new(&service, pool, session);
+    let durable = source.wait(|report| match report {
+        StoreReport::TaskOpened { durable, .. } => Some(durable.clone()),
+        _ => None,
+    });
+    assert_eq!(durable, [Run { first: 0, count: 700 }]);
+    (700..BLOCKS).for_each(|block| source.append(block));
+    let point = source.finish();
+    let line = &admin::list(service.handle().reader(), Some("vm")).unwrap()[0];
+    assert!(line.bytes_stored > BLOCKS * u64::from(K256) / 2, "{line:?}");
+    service.shut_down();
+    check(&dir, point);
+    let rebuilt = admin::rebuild_index(KernelStorage::new(&dir)).unwrap();
+    assert_eq!(rebuilt.blocks, BLOCKS);
+    check(&dir, point);
+}
