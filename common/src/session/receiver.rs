@@ -23,14 +23,16 @@
 //! runs merge. Marks for the store are not bounded by credit: the driver stops reading frames
 //! while [`Receiver::accepts_frames`] is false.
 
+mod credit;
 mod task;
 
 use std::collections::VecDeque;
 
+use self::credit::Credit;
 use self::task::Task;
 use super::bounded;
 use super::store_port::{StoreCommand, StoreReport, TaskKey};
-use super::violation::ProtocolViolation;
+use super::violation::{ProtocolViolation, out_of_turn};
 use crate::failure::Failure;
 use crate::ids::{IdKey, PointId, RepositoryId, SessionId};
 use crate::limits;
@@ -60,22 +62,14 @@ enum Phase {
     Over,
 }
 
-/// What is true of one connection only.
-#[derive(Debug)]
-struct Link {
-    phase: Phase,
-    blocks_received: u64,
-    credit_told: u64,
-}
-
 /// The receiver of one session; see the module's text. `P` is the payload type.
 #[derive(Debug)]
 pub struct Receiver<P> {
-    first_credit: u64,
-    blocks_in_store: u64,
+    credit: Credit,
     session: Option<(SessionId, SessionOffer)>,
     tasks: Vec<Task>,
-    link: Option<Link>,
+    /// The connection, if one stands.
+    link: Option<Phase>,
     /// `OpenSession` was given since the last `Detach`.
     is_attached: bool,
     /// `Detach`es that are not answered yet.
@@ -90,10 +84,8 @@ impl<P> Receiver<P> {
     /// # Panics
     /// If `first_credit` is 0: no block could ever come.
     pub fn new(first_credit: u64) -> Receiver<P> {
-        assert!(first_credit > 0, "a receiver without buffers");
         Receiver {
-            first_credit,
-            blocks_in_store: 0,
+            credit: Credit::new(first_credit),
             session: None,
             tasks: Vec::new(),
             link: None,
@@ -108,7 +100,8 @@ impl<P> Receiver<P> {
     /// first.
     pub fn handle_connected(&mut self) {
         self.handle_disconnected();
-        self.link = Some(Link { phase: Phase::Silent, blocks_received: 0, credit_told: 0 });
+        self.credit.restart();
+        self.link = Some(Phase::Silent);
     }
 
     /// The connection is gone, with everything in flight on it. Frames of it that come later must
@@ -135,7 +128,7 @@ impl<P> Receiver<P> {
     }
 
     fn admit(&mut self, admission: Admission) -> Result<(), ProtocolViolation> {
-        let Some(Link { phase, .. }) = &mut self.link else {
+        let Some(phase) = &mut self.link else {
             return out_of_turn("Hello", "without connection");
         };
         if !matches!(phase, Phase::Silent) {
@@ -186,13 +179,13 @@ impl<P> Receiver<P> {
     }
 
     fn take_frame(&mut self, frame: ToTarget, payload: Option<P>) -> Result<(), ProtocolViolation> {
-        let Some(link) = &mut self.link else {
+        let Some(phase) = &self.link else {
             return out_of_turn("a frame", "without connection");
         };
         if matches!(frame, ToTarget::Hello { .. }) {
             return out_of_turn("Hello", "after the connection's first frame");
         }
-        match link.phase {
+        match phase {
             Phase::Silent => return out_of_turn("a frame", "before Hello"),
             Phase::Opening(_) => return out_of_turn("a frame", "before Welcome"),
             Phase::Over => return Ok(()),
@@ -215,15 +208,11 @@ impl<P> Receiver<P> {
         head: BlockHead,
         payload: P,
     ) -> Result<(), ProtocolViolation> {
-        let link = self.link.as_mut().expect("handle_frame saw the connection");
-        if link.blocks_received >= link.credit_told {
-            return Err(ProtocolViolation::OverCredit { total: link.credit_told });
-        }
+        self.credit.receive()?;
         let task = open_task(&mut self.tasks, "Block", task)?;
         let is_new = task.handle_block(block, &head)?;
-        link.blocks_received += 1;
         if is_new {
-            self.blocks_in_store += 1;
+            self.credit.lend();
             self.commands.push_back(StoreCommand::Append { key: task.key(), block, head, payload });
         }
         self.commands.extend(task.poll_seal());
@@ -274,10 +263,9 @@ impl<P> Receiver<P> {
     /// of the store or the driver.
     pub fn handle_report(&mut self, report: StoreReport) {
         match report {
-            StoreReport::Appended { key, block } => {
+            StoreReport::Appended { key, .. } => {
                 self.assert_ours(key.session);
-                assert!(self.blocks_in_store > 0, "block {block} of {key:?} appended twice");
-                self.blocks_in_store -= 1;
+                self.credit.give_back();
             }
             StoreReport::Detached { session } => {
                 self.assert_ours(session);
@@ -323,7 +311,7 @@ impl<P> Receiver<P> {
     /// Hands a report to an open connection's task, then passes on a seal that it completed.
     fn with_task(&mut self, key: TaskKey, handle: impl FnOnce(&mut Task, &mut VecDeque<ToSource>)) {
         self.assert_ours(key.session);
-        if self.link.as_ref().is_some_and(|link| matches!(link.phase, Phase::Open)) {
+        if matches!(self.link, Some(Phase::Open)) {
             let task = &mut self.tasks[usize::from(key.task)];
             handle(task, &mut self.transmits);
             self.commands.extend(task.poll_seal());
@@ -334,21 +322,19 @@ impl<P> Receiver<P> {
         if let Some(point) = committed {
             return self.end(Some(ToSource::Committed { point }));
         }
-        let credit = self.first_credit.saturating_sub(self.blocks_in_store);
-        let Some(link) = &mut self.link else { return };
-        match std::mem::replace(&mut link.phase, Phase::Open) {
-            Phase::Opening(admission) => {
+        match self.link.replace(Phase::Open) {
+            Some(Phase::Opening(admission)) => {
                 let Admission { repository, id_key, ticket, .. } = *admission;
-                link.credit_told = credit;
+                let credit = self.credit.tell_first();
                 self.transmits.push_back(ToSource::Welcome { repository, id_key, ticket, credit });
             }
-            other => link.phase = other,
+            other => self.link = other,
         }
     }
 
     fn handle_failed(&mut self, task: Option<TaskNumber>, failure: Failure) {
         let failure = bounded(failure);
-        match self.link.as_ref().map(|link| &link.phase) {
+        match self.link {
             Some(Phase::Opening(_)) => self.end(Some(ToSource::Refused { failure })),
             Some(Phase::Open) => self.end(Some(ToSource::Failed { task, failure })),
             Some(Phase::Silent | Phase::Over) | None => {}
@@ -357,10 +343,8 @@ impl<P> Receiver<P> {
 
     /// Ends the session's work on this connection, with a last word if there is one.
     fn end(&mut self, last: Option<ToSource>) {
-        if let Some(link) = &mut self.link
-            && !matches!(link.phase, Phase::Silent | Phase::Over)
-        {
-            link.phase = Phase::Over;
+        if matches!(self.link, Some(Phase::Opening(_) | Phase::Open)) {
+            self.link = Some(Phase::Over);
             self.transmits.extend(last);
         }
     }
@@ -371,19 +355,11 @@ impl<P> Receiver<P> {
         if frame.is_some() {
             return frame;
         }
-        let link = self.link.as_mut().filter(|link| matches!(link.phase, Phase::Open))?;
-        if let Some(frame) = self.tasks.iter_mut().find_map(Task::poll_durable) {
-            return Some(frame);
-        }
-        // Small rises wait: while fewer than the step are held back, the source has credit left
-        // or the store holds buffers whose return will make the step full.
-        let total = link.blocks_received + self.first_credit.saturating_sub(self.blocks_in_store);
-        let step = (self.first_credit / 8).max(1);
-        if total < link.credit_told + step {
+        if !matches!(self.link, Some(Phase::Open)) {
             return None;
         }
-        link.credit_told = total;
-        Some(ToSource::Credit { total })
+        let durable = self.tasks.iter_mut().find_map(Task::poll_durable);
+        durable.or_else(|| self.credit.poll().map(|total| ToSource::Credit { total }))
     }
 
     /// The next command for the store, if any. Commands of a lost connection are still given.
@@ -400,8 +376,7 @@ impl<P> Receiver<P> {
     /// Whether the session's work on this connection is over and its last word was polled: the
     /// driver waits for the source to close, for a while, and then closes the connection.
     pub fn is_over(&self) -> bool {
-        self.transmits.is_empty()
-            && self.link.as_ref().is_some_and(|link| matches!(link.phase, Phase::Over))
+        self.transmits.is_empty() && matches!(self.link, Some(Phase::Over))
     }
 
     /// Whether there is no connection and the store owes nothing: the driver may drop the receiver,
@@ -412,7 +387,7 @@ impl<P> Receiver<P> {
 
     /// Blocks whose buffers the store (or a command for it) holds.
     pub fn blocks_in_store(&self) -> u64 {
-        self.blocks_in_store
+        self.credit.in_store()
     }
 
     /// Blocks of each disk that are durable or have been handed to the store on this connection,
@@ -420,10 +395,6 @@ impl<P> Receiver<P> {
     pub fn accounted(&self) -> impl Iterator<Item = u64> + '_ {
         self.tasks.iter().map(Task::accounted_blocks)
     }
-}
-
-fn out_of_turn(message: &'static str, when: &'static str) -> Result<(), ProtocolViolation> {
-    Err(ProtocolViolation::OutOfTurn { message, when })
 }
 
 fn changed(what: &'static str) -> Result<(), ProtocolViolation> {

@@ -21,15 +21,17 @@
 //! bound them (`limits::READ_POOL_BYTES`, `SEND_POOL_BYTES`). Marks hold no buffer: the driver
 //! stops taking reports while [`Sender::accepts_reports`] is false.
 
+mod link;
 mod queues;
 mod task;
 
 use std::collections::VecDeque;
 
+use self::link::Link;
 use self::task::Task;
 use super::bounded;
 use super::source_port::{SourceCommand, SourceReport};
-use super::violation::ProtocolViolation;
+use super::violation::{ProtocolViolation, out_of_turn};
 use crate::failure::Failure;
 use crate::ids::{IdKey, PointId, RepositoryId, SessionId};
 use crate::limits;
@@ -70,17 +72,6 @@ pub struct TaskProgress {
     pub awaiting_credit: u64,
     /// Whether the target has said that the disk is complete.
     pub sealed: bool,
-}
-
-/// What is true of one connection only.
-#[derive(Debug)]
-struct Link {
-    lanes: usize,
-    next_lane: usize,
-    welcomed: bool,
-    credit_total: u64,
-    blocks_sent: u64,
-    next_batch: u64,
 }
 
 /// How a session ended.
@@ -142,19 +133,11 @@ impl<P> Sender<P> {
     /// # Panics
     /// If `lanes` is 0 or more than `limits::LANES_MAX`: a bug of the caller.
     pub fn handle_connected(&mut self, lanes: usize) {
-        assert!((1..=limits::LANES_MAX).contains(&lanes), "{lanes} lanes");
         self.handle_disconnected();
         if self.outcome.is_some() {
             return;
         }
-        self.link = Some(Link {
-            lanes,
-            next_lane: 0,
-            welcomed: false,
-            credit_total: 0,
-            blocks_sent: 0,
-            next_batch: 0,
-        });
+        self.link = Some(Link::new(lanes));
         self.outbox.push_back(ToTarget::Hello {
             protocol: PROTOCOL,
             software: self.software.clone(),
@@ -191,7 +174,11 @@ impl<P> Sender<P> {
         if self.outcome.is_some() {
             return Ok(());
         }
-        if link.welcomed { self.handle_session_frame(frame) } else { self.handle_greeting(frame) }
+        if link.is_welcomed() {
+            self.handle_session_frame(frame)
+        } else {
+            self.handle_greeting(frame)
+        }
     }
 
     fn handle_greeting(&mut self, frame: ToSource) -> Result<(), ProtocolViolation> {
@@ -202,8 +189,8 @@ impl<P> Sender<P> {
                 }
                 self.repository = Some((repository, id_key));
                 self.ticket = ticket.or(self.ticket.take());
-                let link = self.link.as_mut().expect("handle_frame saw the connection");
-                (link.welcomed, link.credit_total) = (true, credit);
+                let link = self.link.as_mut().expect("take_frame saw the connection");
+                link.welcome(credit);
                 self.outbox.extend(self.tasks.iter_mut().map(Task::open));
                 Ok(())
             }
@@ -239,7 +226,9 @@ impl<P> Sender<P> {
                 let task = task_of(&mut self.tasks, "Known", task)?;
                 task.handle_known(batch, &known, &mut self.commands)
             }
-            ToSource::Credit { total } => self.handle_credit(total),
+            ToSource::Credit { total } => {
+                self.link.as_mut().expect("take_frame saw the connection").raise_credit(total)
+            }
             ToSource::Durable { task, runs } => {
                 task_of(&mut self.tasks, "Durable", task)?.handle_durable(&runs)
             }
@@ -269,15 +258,6 @@ impl<P> Sender<P> {
             | ToSource::ReadDone { .. }
             | ToSource::Points { .. } => out_of_turn("a frame of a restore", "in a backup"),
         }
-    }
-
-    fn handle_credit(&mut self, total: u64) -> Result<(), ProtocolViolation> {
-        let link = self.link.as_mut().expect("handle_frame saw the connection");
-        if total < link.credit_total {
-            return Err(ProtocolViolation::CreditFell { from: link.credit_total, to: total });
-        }
-        link.credit_total = total;
-        Ok(())
     }
 
     /// The pipeline did a piece of work. Reports of a session that is over are dropped.
@@ -321,14 +301,14 @@ impl<P> Sender<P> {
         if self.outcome.is_some() {
             return None;
         }
-        let batch = &mut link.next_batch;
+        let batch = link.next_batch();
         let message = self.tasks.iter_mut().find_map(|task| task.poll_control(batch));
         message.map(control).or_else(|| self.poll_block())
     }
 
     fn poll_block(&mut self) -> Option<Transmit<ToTarget, P>> {
         let link = self.link.as_mut()?;
-        if link.blocks_sent >= link.credit_total {
+        if link.credit_left() == 0 {
             return None;
         }
         let disks = self.tasks.len();
@@ -337,14 +317,8 @@ impl<P> Sender<P> {
         let number = turns.next()?;
         let (message, payload) = self.tasks[number].pop_block()?;
         self.next_task = (number + 1) % disks;
-        link.blocks_sent += 1;
-        // A disk keeps to its lane, but for one that is alone: it may use them all.
-        let lane = if self.tasks.iter().filter(|task| !task.is_sealed()).count() > 1 {
-            number % link.lanes
-        } else {
-            link.next_lane = (link.next_lane + 1) % link.lanes;
-            link.next_lane
-        };
+        let is_alone = self.tasks.iter().filter(|task| !task.is_sealed()).count() == 1;
+        let lane = link.send_block(number, is_alone);
         Some(Transmit { channel: Channel::Lane(lane), message, payload: Some(payload) })
     }
 
@@ -366,7 +340,7 @@ impl<P> Sender<P> {
 
     /// `Block` frames that may be sent now.
     pub fn credit_left(&self) -> u64 {
-        self.link.as_ref().map_or(0, |link| link.credit_total.saturating_sub(link.blocks_sent))
+        self.link.as_ref().map_or(0, Link::credit_left)
     }
 
     /// Blocks of all disks that are ready and wait for credit (or for a connection).
@@ -392,7 +366,7 @@ impl<P> Sender<P> {
     /// Our side cannot go on with a disk: tells the target, where it listens, and the pipeline.
     fn give_up(&mut self, task: TaskNumber, failure: Failure) {
         self.fail(Some(task), failure.clone());
-        if self.link.as_ref().is_some_and(|link| link.welcomed) {
+        if self.link.as_ref().is_some_and(|link| link.is_welcomed()) {
             self.outbox.push_front(ToTarget::GiveUp { task, failure: bounded(failure) });
         }
     }
@@ -402,15 +376,11 @@ impl<P> Sender<P> {
         self.outcome = Some(outcome);
         self.outbox.clear();
         self.tasks.iter_mut().for_each(Task::drop_queues);
-        let welcomed = self.link.as_ref().is_some_and(|link| link.welcomed);
+        let welcomed = self.link.as_ref().is_some_and(|link| link.is_welcomed());
         if welcomed || (self.link.is_some() && outcome == Outcome::Committed) {
             self.outbox.push_back(ToTarget::Bye);
         }
     }
-}
-
-fn out_of_turn(message: &'static str, when: &'static str) -> Result<(), ProtocolViolation> {
-    Err(ProtocolViolation::OutOfTurn { message, when })
 }
 
 fn task_of<'a, P>(

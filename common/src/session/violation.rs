@@ -129,6 +129,14 @@ pub enum ProtocolViolation {
     },
 }
 
+/// Refuses a message that may not come now.
+pub(super) fn out_of_turn(
+    message: &'static str,
+    when: &'static str,
+) -> Result<(), ProtocolViolation> {
+    Err(ProtocolViolation::OutOfTurn { message, when })
+}
+
 /// Checks that a run is not empty and lies on a disk of `blocks` blocks.
 pub(super) fn check_run(
     message: &'static str,

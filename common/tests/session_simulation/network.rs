@@ -20,13 +20,21 @@ pub struct Connection {
     /// Whether the target has crashed and the source has not noticed: frames go nowhere.
     pub is_void: bool,
     encodes: bool,
+    last_marks: Option<Frame>,
 }
 
 impl Connection {
     /// A fresh connection.
     pub fn new(lanes: usize, encodes: bool) -> Connection {
         let streams = (0..=lanes).map(|_| VecDeque::new()).collect();
-        Connection { streams, back: VecDeque::new(), is_accepted: false, is_void: false, encodes }
+        Connection {
+            streams,
+            back: VecDeque::new(),
+            is_accepted: false,
+            is_void: false,
+            encodes,
+            last_marks: None,
+        }
     }
 
     /// Puts a frame on its stream; the source's buffer is free then.
@@ -37,16 +45,19 @@ impl Connection {
             Channel::Control => 0,
             Channel::Lane(lane) => lane + 1,
         };
+        if matches!(message, ToTarget::Marks { .. }) {
+            self.last_marks = Some((message.clone(), None));
+        }
         let is_block = matches!(message, ToTarget::Block { .. });
         assert_eq!(is_block, payload.is_some(), "only blocks have payloads");
         assert_eq!(is_block, stream > 0, "only blocks travel on lanes");
         self.streams[stream].push_back((message, payload.as_ref().map(|payload| payload.content)));
     }
 
-    /// Delivers a control frame a second time.
-    pub fn repeat_last_control(&mut self) {
-        let last = self.streams[0].back().cloned();
-        self.streams[0].extend(last);
+    /// Delivers the newest marks a second time, if there are any.
+    pub fn repeat_marks(&mut self) -> bool {
+        self.streams[0].extend(self.last_marks.clone());
+        self.last_marks.is_some()
     }
 
     /// Loses the newest control frame.

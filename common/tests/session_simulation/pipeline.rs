@@ -29,6 +29,8 @@ struct Task {
     todo: BTreeSet<u64>,
     working: Vec<(u64, Stage)>,
     totals_due: bool,
+    /// Reports and redone blocks so far: tells old totals from new ones.
+    worked: u64,
 }
 
 /// The pipeline of one source mover.
@@ -56,6 +58,7 @@ impl Pipeline {
             todo: BTreeSet::new(),
             working: Vec::new(),
             totals_due: false,
+            worked: 0,
         };
         let tasks = images.iter().map(task).collect();
         Pipeline { tasks, window, in_use: Rc::default(), redone: 0, known: 0, unchanged: 0 }
@@ -99,6 +102,7 @@ impl Pipeline {
                         return Err(format!("Redo of block {block}, which is in the pipeline"));
                     }
                     self.redone += 1;
+                    task.worked += 1;
                 }
                 task.totals_due = true;
             }
@@ -114,6 +118,11 @@ impl Pipeline {
         Payload::new(content, &self.in_use)
     }
 
+    /// What the totals of a disk are now.
+    pub fn newest_totals(&self, task: TaskNumber) -> TaskTotals {
+        self.tasks[usize::from(task)].newest_totals()
+    }
+
     /// Does one piece of work; none if everything waits.
     pub fn work(&mut self, random: &mut fastrand::Rng) -> Option<SourceReport<Payload>> {
         let first = random.usize(0..self.tasks.len());
@@ -127,6 +136,7 @@ impl Pipeline {
                 && random.u8(0..4) > 0
                 && let Some(report) = task.take(number, random)
             {
+                task.worked += 1;
                 return Some(report);
             }
             let mut report = task.advance(number, random, &self.in_use);
@@ -135,6 +145,7 @@ impl Pipeline {
                 report = report.or_else(|| task.advance(number, random, &self.in_use));
             }
             if let Some(report) = report {
+                task.worked += 1;
                 if let SourceReport::Marked { mark, .. } = &report
                     && mark.kind == MarkKind::Unchanged
                 {
@@ -236,6 +247,11 @@ impl Task {
     fn totals(&mut self) -> Option<TaskTotals> {
         let is_due = self.totals_due && self.todo.is_empty() && self.working.is_empty();
         self.totals_due &= !is_due;
-        is_due.then(|| TaskTotals { bytes_read: self.image.size_bytes, ..TaskTotals::default() })
+        is_due.then(|| self.newest_totals())
+    }
+
+    fn newest_totals(&self) -> TaskTotals {
+        let (bytes_read, bytes_sent_raw) = (self.image.size_bytes, self.worked);
+        TaskTotals { bytes_read, bytes_sent_raw, ..TaskTotals::default() }
     }
 }

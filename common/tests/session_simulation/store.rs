@@ -152,6 +152,14 @@ impl Store {
         keys.into_iter().for_each(|key| self.checkpoint_task(key));
     }
 
+    /// What a failed fsync does: nothing that is not durable yet is kept. Buffers come back.
+    fn discard(&mut self, session: SessionId) {
+        while let Some(at) = self.appending.iter().position(|(key, ..)| key.session == session) {
+            self.finish_append(at);
+        }
+        self.dirty.retain(|key, _| key.session != session);
+    }
+
     /// One piece of work: an append that ends, a commit, or the next command.
     pub fn work(&mut self, random: &mut fastrand::Rng) -> Result<bool, String> {
         if !self.appending.is_empty() && random.bool() {
@@ -226,6 +234,9 @@ impl Store {
                 self.seal(key)?;
             }
             StoreCommand::Detach { session } => {
+                if random.u8(0..6) == 0 {
+                    self.discard(session);
+                }
                 self.flush(session);
                 if self.commit_due == Some(session) {
                     self.commit(session)?;

@@ -158,7 +158,7 @@ impl World {
         let random = &mut self.plan.random;
         match part {
             0 => Ok(self.connect()),
-            1 => Ok(self.transmit()),
+            1 => self.transmit(),
             2 => {
                 let command = self.sender.poll_command();
                 let acted = command.is_some();
@@ -214,20 +214,23 @@ impl World {
         true
     }
 
-    fn transmit(&mut self) -> bool {
-        let Some(live) = &mut self.live else { return false };
-        let Some(transmit) = self.sender.poll_transmit() else { return false };
+    fn transmit(&mut self) -> Result<bool, String> {
+        let Some(live) = &mut self.live else { return Ok(false) };
+        let Some(transmit) = self.sender.poll_transmit() else { return Ok(false) };
+        if let ToTarget::Seal { task, totals } = transmit.message
+            && totals != self.pipeline.newest_totals(task)
+        {
+            return Err("a seal with totals that are not the newest".into());
+        }
         let are_marks = matches!(transmit.message, ToTarget::Marks { .. });
         live.send(transmit);
-        if are_marks && self.plan.random.u8(0..8) == 0 {
-            if self.plan.plant == Plant::MarksLost {
-                live.lose_last_control();
-            } else {
-                live.repeat_last_control();
-                self.stats.repeated_marks += 1;
-            }
+        let is_rare = self.plan.random.u8(0..12) == 0;
+        if is_rare && are_marks && self.plan.plant == Plant::MarksLost {
+            live.lose_last_control();
+        } else if is_rare && live.repeat_marks() {
+            self.stats.repeated_marks += 1;
         }
-        true
+        Ok(true)
     }
 
     fn command_pipeline(&mut self) -> Result<bool, String> {

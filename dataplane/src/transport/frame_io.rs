@@ -97,10 +97,6 @@ impl Assembler {
 
     /// Where the next bytes of the stream go; never empty.
     pub(super) fn spare(&mut self) -> &mut [u8] {
-        &mut self.bytes()[..]
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
         let filled = self.filled;
         let whole = match &mut self.part {
             Part::Prefix(prefix) => &mut prefix[..],

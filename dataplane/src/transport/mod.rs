@@ -12,6 +12,7 @@ mod identity;
 mod ca;
 mod trust;
 mod tls;
+mod ticket;
 mod link;
 mod frame_io;
 mod pacer;
@@ -34,6 +35,7 @@ pub use memory::{MEMORY_PIN, pair};
 pub use options::{Options, TransportKind};
 pub use pacer::{BURST_MS, Pacer};
 pub use secret_file::{CredentialError, read_secret, write_secret};
+pub use ticket::{Claim, Revoked, Rights, Ticket, TicketError, TicketKey};
 pub use trust::Trust;
 
 #[cfg(test)]

@@ -9,9 +9,11 @@
 //! description holds a hash of what was built.
 
 pub mod changes;
+pub mod compact;
 pub mod content;
 pub mod describe;
 pub mod device;
+pub mod large;
 pub mod layout;
 pub mod small;
 pub mod sparse;
@@ -69,6 +71,8 @@ pub struct Request {
     pub folder: Option<PathBuf>,
     /// Seed of every random choice.
     pub seed: u64,
+    /// Keep second versions as differences only; a later request without this makes them whole.
+    pub compact: bool,
 }
 
 /// The default place of a corpus.
@@ -86,6 +90,7 @@ pub fn build(request: &Request) -> Result<PathBuf> {
     if let Some(corpus) = describe::read(&folder) {
         ensure!(corpus.size == request.size.name(), "{} is another corpus", folder.display());
         println!("    {} is complete", folder.display());
+        settle(&folder, &corpus, request.compact)?;
         return Ok(folder);
     }
     packages::ensure(packages::Task::Corpus)?;
@@ -105,7 +110,7 @@ pub fn build(request: &Request) -> Result<PathBuf> {
     let site = Site { folder: &images, work: &work, seed: request.seed };
     let built = match request.size {
         Size::Small => small::build(site)?,
-        Size::Large => bail!("not yet"),
+        Size::Large => vec![large::build(site)?],
     };
     let corpus = Corpus {
         stamp: describe::STAMP.into(),
@@ -116,9 +121,15 @@ pub fn build(request: &Request) -> Result<PathBuf> {
     describe::write(&images, &corpus)?;
     publish(&images, &folder)?;
     drop(guard);
+    settle(&folder, &corpus, request.compact)?;
     describe::print(&corpus);
     println!("    built in {:.1} s", begun.elapsed().as_secs_f64());
     Ok(folder)
+}
+
+/// Gives second versions the form that was asked for.
+fn settle(folder: &Path, corpus: &Corpus, as_differences: bool) -> Result<()> {
+    if as_differences { compact::pack(folder, corpus) } else { compact::unpack(folder, corpus) }
 }
 
 /// Renames the finished corpus; if somebody else was faster with the same one, theirs stays.

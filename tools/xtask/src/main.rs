@@ -4,8 +4,6 @@
 //! itself what the machine lacks, installs it where it may, and names it where it may not.
 //! Nothing here is part of Gantry's programs.
 
-#![allow(dead_code)] // until the demo and the large image use everything
-
 mod cleanup;
 mod corpus;
 mod demo;
@@ -50,6 +48,9 @@ enum Command {
         /// Seed of every random choice.
         #[arg(long, default_value_t = corpus::SEED)]
         seed: u64,
+        /// Keep second versions as differences; call again without this to make them whole.
+        #[arg(long)]
+        compact: bool,
     },
     /// The process whose memory goes to swap while an image is built.
     #[command(hide = true)]
@@ -80,8 +81,9 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Test { filter } => suite::test(filter.as_deref()),
         Command::Demo { mover } => demo::run(mover),
-        Command::Corpus { size, dir, seed } => {
-            corpus::build(&corpus::Request { size, folder: dir, seed }).map(drop)
+        Command::Corpus { size, dir, seed, compact } => {
+            let request = corpus::Request { size, folder: dir, seed, compact };
+            corpus::build(&request).map(drop)
         }
         Command::HoldMemory { group, bytes, seed } => {
             corpus::swap::hold_memory(&group, bytes, seed)

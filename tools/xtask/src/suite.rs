@@ -16,7 +16,8 @@ use crate::{packages, shell};
 pub fn test(filter: Option<&str>) -> Result<()> {
     let root = crate::root();
     shell::step("packages", || packages::ensure(packages::Task::Test))?;
-    let request = corpus::Request { size: Size::Small, folder: None, seed: corpus::SEED };
+    let request =
+        corpus::Request { size: Size::Small, folder: None, seed: corpus::SEED, compact: false };
     let images = shell::step("disk images", || corpus::build(&request))?;
     shell::step("format", || shell::show(shell::cargo(&root).args(["fmt", "--all", "--check"])))?;
     shell::step("lints", || {

