@@ -23,7 +23,9 @@ fn random_to_source(random: &mut fastrand::Rng) -> ToSource {
             failure: random_failure(random),
         },
         2 => ToSource::Committed { point: PointId([7; 16]) },
-        3 => ToSource::ReadDone { batch: number, blocks: number },
+        3 => {
+            ToSource::ReadDone { batch: number, blocks: number, reading_us: number, sending_us: 0 }
+        }
         4 => ToSource::Zeros { runs: random_runs(random) },
         5..20 => ToSource::Welcome {
             repository: RepositoryId([u8::from(random.u8(0..32) == 0); 16]),
