@@ -26,5 +26,6 @@ pub mod task;
 pub mod engine;
 pub mod checker;
 pub mod reader;
+pub mod verify;
 pub mod service;
 pub mod admin;

@@ -34,7 +34,13 @@ impl<S: Storage> Store<S> {
                 task.disk.label
             )));
         };
-        let ids = leaf_ids(&tree, leaf, &mut |id, level| self.repo.node(id, level))?;
+        let mut ids = leaf_ids(&tree, leaf, &mut |id, level| self.repo.node(id, level))?;
+        // A block whose record is lost or damaged gets an id that no content has: the source finds
+        // it changed, sends it, and so heals it.
+        let found = self.repo.find(&ids)?;
+        for (id, _) in ids.iter_mut().zip(found).filter(|(id, at)| !id.is_zero() && at.is_none()) {
+            *id = STAGED_ZERO;
+        }
         self.reports.push_back(StoreReport::BaseIds { key, leaf, ids });
         Ok(())
     }

@@ -13,60 +13,9 @@ use gantry_uring::buffer::PooledBuf;
 
 use super::{Completion, Entry, LockError, OpenMode, Storage, StorageFile, Wake, WriteQueue};
 
-const PAGE: usize = 4096;
+mod content;
 
-#[derive(Debug, Clone, Default)]
-struct Content {
-    len: u64,
-    pages: BTreeMap<u64, Arc<Vec<u8>>>,
-}
-
-impl Content {
-    fn read(&self, offset: u64, bytes: &mut [u8]) -> usize {
-        let count = (self.len.saturating_sub(offset)).min(bytes.len() as u64) as usize;
-        let mut done = 0;
-        while done < count {
-            let at = offset + done as u64;
-            let (page, within) = (at / PAGE as u64, at as usize % PAGE);
-            let take = (PAGE - within).min(count - done);
-            match self.pages.get(&page) {
-                Some(page) => {
-                    bytes[done..done + take].copy_from_slice(&page[within..within + take])
-                }
-                None => bytes[done..done + take].fill(0),
-            }
-            done += take;
-        }
-        count
-    }
-
-    fn write(&mut self, offset: u64, bytes: &[u8]) {
-        let mut done = 0;
-        while done < bytes.len() {
-            let at = offset + done as u64;
-            let (page, within) = (at / PAGE as u64, at as usize % PAGE);
-            let take = (PAGE - within).min(bytes.len() - done);
-            let page = self.pages.entry(page).or_insert_with(|| Arc::new(vec![0; PAGE]));
-            Arc::make_mut(page)[within..within + take].copy_from_slice(&bytes[done..done + take]);
-            done += take;
-        }
-        self.len = self.len.max(offset + bytes.len() as u64);
-    }
-
-    fn set_len(&mut self, len: u64) {
-        if len < self.len {
-            let keep = len.div_ceil(PAGE as u64);
-            self.pages.split_off(&keep);
-            let within = len as usize % PAGE;
-            if within > 0
-                && let Some(page) = self.pages.get_mut(&(len / PAGE as u64))
-            {
-                Arc::make_mut(page)[within..].fill(0);
-            }
-        }
-        self.len = len;
-    }
-}
+use self::content::{Content, PAGE};
 
 #[derive(Debug, Clone, Default)]
 struct Inode {
