@@ -15,6 +15,8 @@ pub const DISK_BYTES_MAX: u64 = 64 << 40;
 pub const SESSION_DISKS_MAX: usize = 256;
 /// Bytes of a VM's or a disk's name or identity.
 pub const NAME_BYTES_MAX: usize = 512;
+/// Bytes of a VM's configuration (hardware, NVRAM) in a session's offer.
+pub const VM_CONFIG_BYTES_MAX: usize = 128 << 10;
 /// Bytes of a text that a peer sends for a person (error, reason).
 pub const TEXT_BYTES_MAX: usize = 4096;
 
@@ -24,7 +26,7 @@ pub const NODE_CHILDREN: u64 = 1024;
 pub const NODE_LEVELS_MAX: u8 = 3;
 
 /// Bytes of one frame's postcard header, on any stream.
-pub const FRAME_HEADER_BYTES_MAX: u32 = 256 << 10;
+pub const FRAME_HEADER_BYTES_MAX: u32 = 1 << 20;
 /// Bytes of one frame's payload.
 pub const FRAME_PAYLOAD_BYTES_MAX: u32 = STORED_BYTES_MAX;
 /// Block ids in one known-block query.
@@ -66,8 +68,8 @@ pub const INDEX_CACHE_BYTES: usize = 32 << 20;
 pub const READ_POOL_BYTES: usize = 64 << 20;
 /// Bytes of compressed output buffers of a source mover (returned when acknowledged).
 pub const SEND_POOL_BYTES: usize = 64 << 20;
-/// Bytes of receive buffers of a target mover: what its credits hand out.
-pub const RECEIVE_POOL_BYTES: usize = 64 << 20;
+/// Bytes of receive buffers for each session at a target mover: what its credits hand out.
+pub const RECEIVE_POOL_BYTES: usize = 32 << 20;
 /// Bytes of read buffers of one restore.
 pub const RESTORE_POOL_BYTES: usize = 64 << 20;
 
@@ -80,4 +82,8 @@ const _: () = assert!(RUNS_MAX * 24 < FRAME_HEADER_BYTES_MAX as usize);
 const _: () = assert!(QUERY_IDS_MAX * 64 < FRAME_HEADER_BYTES_MAX as usize);
 const _: () = assert!(
     NODE_CHILDREN.pow(NODE_LEVELS_MAX as u32) * BlockSize::K256.bytes() as u64 >= DISK_BYTES_MAX
+);
+const _: () = assert!(
+    SESSION_DISKS_MAX * (4 * NAME_BYTES_MAX + 128) + VM_CONFIG_BYTES_MAX + 4096
+        < FRAME_HEADER_BYTES_MAX as usize
 );

@@ -495,13 +495,22 @@ fn check_runs(runs: &[Run]) -> Result<(), FrameError> {
     rule(runs.iter().all(|run| run.count > 0 && run.end().is_some()), "run of blocks")
 }
 
-fn check_offer(offer: &SessionOffer) -> Result<(), FrameError> {
+/// Checks what a session brings against `limits`, so that it fits a frame.
+///
+/// # Errors
+/// [`FrameError::Rule`] names what is too long, too much or missing.
+pub fn check_offer(offer: &SessionOffer) -> Result<(), FrameError> {
+    let short = |text: &str| text.len() <= limits::NAME_BYTES_MAX;
     let named = |text: &str| !text.is_empty() && text.len() <= limits::NAME_BYTES_MAX;
     rule(named(&offer.name), "name of the session")?;
     rule(!offer.disks.is_empty(), "session without a disk")?;
     rule(offer.disks.len() <= limits::SESSION_DISKS_MAX, "number of disks")?;
+    rule(offer.vm_config.len() <= limits::VM_CONFIG_BYTES_MAX, "VM configuration")?;
     for disk in &offer.disks {
         rule(named(&disk.identity), "identity of a disk")?;
+        rule(short(&disk.label), "name of a disk")?;
+        rule(short(&disk.snapshot), "snapshot of a disk")?;
+        rule(disk.change_id.as_deref().is_none_or(short), "change id of a disk")?;
         rule(disk.size_bytes > 0 && disk.size_bytes <= limits::DISK_BYTES_MAX, "size of a disk")?;
     }
     Ok(())

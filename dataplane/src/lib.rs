@@ -6,8 +6,18 @@
 
 pub mod payload;
 pub mod disk;
+pub mod reader;
 pub mod filter;
 pub mod compress;
+pub mod send;
+pub mod receive;
 pub mod store;
-pub mod transport;
+pub mod pipeline;
+pub mod repository;
 pub mod restore;
+pub mod transport;
+pub mod resources;
+pub mod connect;
+pub mod backup;
+pub mod serve;
+pub mod cli;

@@ -1,2 +1,21 @@
-//! placeholder
-fn main() {}
+//! `gantry-mover`: the data mover's program. Thin: parses, calls the library, turns the result
+//! into an exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use gantry_dataplane::cli::{self, arguments::Arguments};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match cli::run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("gantry-mover: {failure}");
+            ExitCode::from(failure.kind.exit_code())
+        }
+    }
+}

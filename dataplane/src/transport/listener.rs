@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use quinn::Endpoint;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -30,10 +30,11 @@ const BACKLOG: usize = 16;
 const PORT_ATTEMPTS: usize = 16;
 
 /// A listening mover. Dropping it closes every QUIC connection that it accepted.
-#[derive(Debug)]
 pub struct Listener {
     address: SocketAddr,
     endpoint: Endpoint,
+    options: Options,
+    acceptor: watch::Sender<tokio_rustls::TlsAcceptor>,
     connections: mpsc::Receiver<Connection>,
     /// Aborted when the listener is dropped.
     _tasks: JoinSet<()>,
@@ -59,13 +60,27 @@ impl Listener {
         let door = Door { identity: identity.clone(), options: options.clone(), queue };
         let mut tasks = JoinSet::new();
         tasks.spawn(door.clone().serve_quic(endpoint.clone()));
-        tasks.spawn(door.serve_tcp(tcp_listener, acceptor));
-        Ok(Listener { address: bound, endpoint, connections, _tasks: tasks })
+        let (acceptor, acceptors) = watch::channel(acceptor);
+        tasks.spawn(door.serve_tcp(tcp_listener, acceptors));
+        let options = options.clone();
+        Ok(Listener { address: bound, endpoint, options, acceptor, connections, _tasks: tasks })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// From now on lets in whom this trust says; connections that stand are not touched.
+    ///
+    /// # Errors
+    /// The trust or the identity cannot be used; the old trust stays in force.
+    pub fn set_trust(&self, identity: &Identity, trust: &Trust) -> Result<(), TransportError> {
+        let config = quic::server_config(identity, trust, &self.options)?;
+        let acceptor = tcp::acceptor(identity, trust)?;
+        self.endpoint.set_server_config(Some(config));
+        self.acceptor.send_replace(acceptor);
+        Ok(())
     }
 
     /// The next authenticated connection. May be dropped and called again without loss.
@@ -135,7 +150,11 @@ impl Door {
         }
     }
 
-    async fn serve_tcp(self, listener: TcpListener, acceptor: tokio_rustls::TlsAcceptor) {
+    async fn serve_tcp(
+        self,
+        listener: TcpListener,
+        acceptors: watch::Receiver<tokio_rustls::TlsAcceptor>,
+    ) {
         let room = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         loop {
             let Ok(permit) = room.clone().acquire_owned().await else { return };
@@ -151,7 +170,7 @@ impl Door {
                     continue;
                 }
             };
-            let (door, acceptor) = (self.clone(), acceptor.clone());
+            let (door, acceptor) = (self.clone(), acceptors.borrow().clone());
             tokio::spawn(async move {
                 let shaking =
                     tcp::accept(stream, address, &acceptor, &door.identity, &door.options);

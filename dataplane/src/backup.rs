@@ -1,0 +1,320 @@
+//! One backup session of the source mover, from opened disks to the report.
+//!
+//! In: [`BackupOptions`]. Out: a committed point and a [`BackupReport`], or the failure. Joins
+//! pipeline and sender; the command line and, later, gantryd call it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gantry_common::extents::Extent;
+use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::ids::{PointId, SessionId};
+use gantry_common::session::sender::Sender;
+use gantry_common::units::{BlockSize, Compression};
+use gantry_common::wire::{self, BaseChoice, DiskOffer, SessionOffer};
+use serde::Serialize;
+
+use crate::connect::Connector;
+use crate::disk::Disk;
+use crate::pipeline::plan::{PlanOptions, ReadMode};
+use crate::pipeline::stats::{Bottleneck, Progress, StageSummary};
+use crate::pipeline::{Pipeline, PipelineSettings, PipelineStats};
+use crate::repository::now_ms;
+use crate::resources;
+use crate::send::disks::{SessionDisk, SessionDisks};
+use crate::send::{SendDriver, SendStats, Sent};
+use crate::transport::Pacer;
+
+/// One disk of a backup.
+#[derive(Debug, Clone)]
+pub struct BackupSource {
+    /// Image file or block device.
+    pub path: PathBuf,
+    /// Identity that stays when the disk moves; default: derived from the path.
+    pub identity: Option<String>,
+    /// Changed extents since the base.
+    pub changed_extents: Option<Vec<Extent>>,
+}
+
+/// What to back up and how.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    /// The VM's name.
+    pub name: String,
+    /// Its disks.
+    pub sources: Vec<BackupSource>,
+    /// The point that changed extents refer to.
+    pub base: Option<PointId>,
+    /// Read everything, whatever the base.
+    pub full: bool,
+    /// Identity of the frozen state; default: the source's fingerprint.
+    pub snapshot: Option<String>,
+    /// Block size.
+    pub block_size: BlockSize,
+    /// Compression.
+    pub compression: Compression,
+    /// Cores for the workers, one each.
+    pub cores: Vec<usize>,
+    /// Reads in flight for each worker.
+    pub queue_depth: usize,
+    /// Disks at a time.
+    pub tasks_max: usize,
+    /// How long to go on reconnecting.
+    pub reconnect_for: Duration,
+}
+
+/// What came of one disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct DiskReport {
+    /// File or device.
+    pub source: String,
+    /// How it was read.
+    pub mode: Option<ReadMode>,
+    /// Why so.
+    pub reason: Option<String>,
+    /// Bytes of the disk.
+    pub bytes_virtual: u64,
+    /// Bytes whose fate this run decided: all but `bytes_resumed`.
+    pub bytes_processed: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes in blocks of zeros, holes included.
+    pub bytes_zero: u64,
+    /// Bytes taken over from the base.
+    pub bytes_unchanged: u64,
+    /// Bytes in blocks that the repository had.
+    pub bytes_duplicate: u64,
+    /// Raw bytes of the blocks sent.
+    pub bytes_sent_raw: u64,
+    /// Bytes that an interrupted attempt had made durable.
+    pub bytes_resumed: u64,
+    /// Stored bytes of the blocks sent.
+    pub bytes_transferred: u64,
+    /// Bytes that the repository grew by.
+    pub bytes_stored: u64,
+    /// Stages as the workers saw them.
+    pub stages: Vec<StageSummary>,
+}
+
+/// What came of a session.
+#[derive(Debug, Clone, Serialize)]
+pub struct BackupReport {
+    /// The committed point.
+    pub point: String,
+    /// The session.
+    pub session: String,
+    /// The VM's name.
+    pub name: String,
+    /// Bytes of all disks.
+    pub bytes_virtual: u64,
+    /// As [`DiskReport::bytes_processed`], over all disks.
+    pub bytes_processed: u64,
+    /// As in [`DiskReport`], and so on.
+    pub bytes_read: u64,
+    /// Zero blocks.
+    pub bytes_zero: u64,
+    /// Unchanged blocks.
+    pub bytes_unchanged: u64,
+    /// Blocks that the repository had.
+    pub bytes_duplicate: u64,
+    /// Raw bytes of the blocks sent.
+    pub bytes_sent_raw: u64,
+    /// From an interrupted attempt.
+    pub bytes_resumed: u64,
+    /// Stored bytes of the blocks sent.
+    pub bytes_transferred: u64,
+    /// Growth of the repository.
+    pub bytes_stored: u64,
+    /// Raw bytes that needed no sending for each byte that did (zero blocks not counted).
+    pub dedup_ratio: f64,
+    /// Raw bytes sent for each byte transferred.
+    pub compression_ratio: f64,
+    /// Seconds.
+    pub wall_seconds: f64,
+    /// CPU seconds of this process, all threads.
+    pub cpu_seconds: f64,
+    /// Peak resident set of this process.
+    pub peak_rss_bytes: u64,
+    /// Where the workers' time went, percent.
+    pub bottleneck: Bottleneck,
+    /// Its largest part.
+    pub bottleneck_name: &'static str,
+    /// Each disk.
+    pub disks: Vec<DiskReport>,
+    /// Sending and durability, as the network thread saw them.
+    pub network: Vec<StageSummary>,
+    /// The session's log: choices and their reasons, warnings.
+    pub log: Vec<String>,
+}
+
+/// Runs one session. `watch` is given each disk's label and live numbers before it begins.
+///
+/// # Errors
+/// The first failure, with the kind that decides the exit code.
+pub async fn run(
+    options: BackupOptions,
+    connector: &Connector,
+    pacer: Pacer,
+    watch: impl FnOnce(Vec<(String, Arc<Progress>)>),
+) -> Result<BackupReport, Failure> {
+    let started = Instant::now();
+    let cpu_before = resources::cpu_seconds();
+    let (offers, disks, mut log) = open_disks(&options)?;
+    watch(disks.iter().map(|disk| (disk.label.clone(), Arc::clone(&disk.progress))).collect());
+    let offer = SessionOffer {
+        name: options.name.clone(),
+        disks: offers,
+        compression: options.compression,
+        created_ms: now_ms(),
+        vm_config: Vec::new(),
+    };
+    wire::check_offer(&offer)
+        .map_err(|error| Failure::new(FailureKind::Usage, format!("this session: {error}")))?;
+    let session = SessionId(random()?);
+    let software = concat!("gantry-mover ", env!("CARGO_PKG_VERSION")).to_owned();
+    let (pipeline, ends) = Pipeline::start(&PipelineSettings {
+        cores: options.cores.clone(),
+        queue_depth: options.queue_depth,
+        block_size: options.block_size,
+        compression: options.compression,
+    })?;
+    let sender = Sender::new(session, offer, None, software);
+    let disks = SessionDisks::new(disks, options.tasks_max);
+    let driver = SendDriver::new(sender, pipeline, ends, disks, pacer);
+    let Sent { result, pipeline, disks, stats } = driver.run(connector, options.reconnect_for).await;
+    let measured = pipeline.stop();
+    let point = result?;
+    log.extend(stats.log.iter().cloned());
+    log.extend(measured.notes.iter().cloned());
+    let report = Report { point, session, name: options.name, log };
+    Ok(report.make(&disks, &stats, &measured, started.elapsed(), cpu_before))
+}
+
+/// Random bytes for ids.
+pub fn random<const N: usize>() -> Result<[u8; N], Failure> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Failure::new(FailureKind::Internal, format!("no random numbers: {error}"))
+    })?;
+    Ok(bytes)
+}
+
+type Opened = (Vec<DiskOffer>, Vec<SessionDisk>, Vec<String>);
+
+fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
+    let (mut offers, mut disks, mut log) = (Vec::new(), Vec::new(), Vec::new());
+    for source in &options.sources {
+        let disk = Disk::open(&source.path, true).map_err(Failure::from)?;
+        let label = source.path.display().to_string();
+        if let Some(note) = &disk.access().note {
+            log.push(format!("disk {label}: not read with O_DIRECT: {note}"));
+        }
+        let identity = source.identity.clone().unwrap_or_else(|| disk.identity().to_owned());
+        if offers.iter().any(|offer: &DiskOffer| offer.identity == identity) {
+            return Err(Failure::new(
+                FailureKind::Usage,
+                format!("two disks of this backup have the identity '{identity}': give each its own --disk-id"),
+            ));
+        }
+        let base = match (options.full, options.base) {
+            (true, _) => BaseChoice::None,
+            (false, Some(point)) => BaseChoice::Point(point),
+            (false, None) => BaseChoice::Latest,
+        };
+        offers.push(DiskOffer {
+            identity,
+            label: label.clone(),
+            size_bytes: disk.size_bytes(),
+            block_size: options.block_size,
+            snapshot: options.snapshot.clone().unwrap_or_else(|| disk.fingerprint().to_owned()),
+            filter_digest: [0; 32],
+            base,
+            change_id: None,
+        });
+        let plan = PlanOptions {
+            force_full: options.full,
+            changed_extents: source.changed_extents.clone(),
+            extents_base: options.base,
+        };
+        disks.push(SessionDisk::new(label, disk, options.block_size, plan));
+    }
+    Ok((offers, disks, log))
+}
+
+struct Report {
+    point: PointId,
+    session: SessionId,
+    name: String,
+    log: Vec<String>,
+}
+
+impl Report {
+    fn make(
+        self,
+        disks: &SessionDisks,
+        stats: &SendStats,
+        measured: &PipelineStats,
+        took: Duration,
+        cpu_before: f64,
+    ) -> BackupReport {
+        let disks: Vec<DiskReport> =
+            disks.iter().enumerate().map(|(n, disk)| disk_report(n, disk, measured)).collect();
+        let sum = |part: fn(&DiskReport) -> u64| disks.iter().map(part).sum::<u64>();
+        let sent_raw = sum(|d| d.bytes_sent_raw);
+        let transferred = sum(|d| d.bytes_transferred);
+        let spared = sum(|d| d.bytes_unchanged) + sum(|d| d.bytes_duplicate);
+        let bottleneck = measured.time.bottleneck();
+        BackupReport {
+            point: self.point.to_string(),
+            session: self.session.to_string(),
+            name: self.name,
+            bytes_virtual: sum(|d| d.bytes_virtual),
+            bytes_processed: sum(|d| d.bytes_processed),
+            bytes_read: sum(|d| d.bytes_read),
+            bytes_zero: sum(|d| d.bytes_zero),
+            bytes_unchanged: sum(|d| d.bytes_unchanged),
+            bytes_duplicate: sum(|d| d.bytes_duplicate),
+            bytes_sent_raw: sent_raw,
+            bytes_resumed: sum(|d| d.bytes_resumed),
+            bytes_transferred: transferred,
+            bytes_stored: sum(|d| d.bytes_stored),
+            dedup_ratio: ratio(spared + sent_raw, sent_raw),
+            compression_ratio: ratio(sent_raw, transferred),
+            wall_seconds: took.as_secs_f64(),
+            cpu_seconds: resources::cpu_seconds() - cpu_before,
+            peak_rss_bytes: resources::peak_rss_bytes(),
+            bottleneck,
+            bottleneck_name: bottleneck.name(),
+            network: vec![stats.send.summary("send"), stats.durable.summary("durable")],
+            disks,
+            log: self.log,
+        }
+    }
+}
+
+fn disk_report(number: usize, disk: &SessionDisk, measured: &PipelineStats) -> DiskReport {
+    let totals = disk.totals();
+    let (mode, reason) = disk.plan.clone().unzip();
+    let stages = measured.tasks.get(&(number as u16)).map(|stages| stages.summary());
+    DiskReport {
+        source: disk.label.clone(),
+        mode,
+        reason,
+        bytes_virtual: disk.size_bytes,
+        bytes_processed: disk.size_bytes - totals.bytes_resumed,
+        bytes_read: totals.bytes_read,
+        bytes_zero: totals.bytes_zero,
+        bytes_unchanged: totals.bytes_unchanged,
+        bytes_duplicate: totals.bytes_duplicate,
+        bytes_sent_raw: totals.bytes_sent_raw,
+        bytes_resumed: totals.bytes_resumed,
+        bytes_transferred: totals.bytes_transferred,
+        bytes_stored: disk.bytes_stored(),
+        stages: stages.unwrap_or_default(),
+    }
+}
+
+fn ratio(of: u64, to: u64) -> f64 {
+    if to == 0 { 0.0 } else { (of as f64 / to as f64 * 100.0).round() / 100.0 }
+}

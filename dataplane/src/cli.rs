@@ -1,0 +1,118 @@
+//! The commands of `gantry-mover`: arguments in, library calls, results for people or programs out.
+//!
+//! In: parsed arguments. Out: text or one JSON object on standard output, progress on standard
+//! error, a [`Failure`] for the exit code. It decides nothing about data.
+
+use std::io::Write;
+use std::path::Path;
+
+use gantry_common::failure::{Failure, FailureKind};
+use serde::Serialize;
+
+pub mod arguments;
+mod backup;
+mod display;
+//mod repo;
+//mod restore;
+
+use crate::connect::{Connector, Credentials, LocalRepository, RepositoryAddress};
+use crate::serve;
+use crate::transport::{Identity, TransportKind, Trust};
+use arguments::{Command, IdentityCommand, RepositoryArguments, TransportChoice};
+
+/// Carries a command out.
+///
+/// # Errors
+/// Its failure, with the kind that decides the exit code.
+pub fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Backup(arguments) => backup::run(*arguments),
+        Command::Restore(_) => todo!(),
+        Command::Repo{..} => todo!(),
+        Command::Point{..}=>todo!(),
+        Command::Serve { config } => {
+            let config = serve::load(&config)?;
+            serve::run(config, |address| say(&format!("listening on {address}")))
+        }
+        Command::Identity { command } => identity(command),
+    }
+}
+
+fn usage(text: impl std::fmt::Display) -> Failure {
+    Failure::new(FailureKind::Usage, text.to_string())
+}
+
+/// Writes a line to standard output at once; a closed pipe is no error of ours.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Writes the one JSON object of a command.
+fn say_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| {
+        Failure::new(FailureKind::Internal, format!("writing JSON: {error}"))
+    })?;
+    say(&text);
+    Ok(())
+}
+
+fn identity(command: IdentityCommand) -> Result<(), Failure> {
+    match command {
+        IdentityCommand::Create { file, name } => {
+            let identity = Identity::generate(&name).map_err(usage)?;
+            identity.save(&file).map_err(usage)?;
+            say(&format!("{} {name}", identity.pin()));
+        }
+        IdentityCommand::Show { file } => {
+            say(&Identity::load(&file).map_err(usage)?.pin().to_string());
+        }
+    }
+    Ok(())
+}
+
+/// A single-threaded runtime: the network thread is the one that calls.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        Failure::new(FailureKind::Internal, format!("starting tokio failed: {error}"))
+    })
+}
+
+/// The way to the repository that the arguments name.
+fn connector(arguments: &RepositoryArguments) -> Result<Connector, Failure> {
+    match arguments.repo.parse()? {
+        RepositoryAddress::Folder(dir) => Ok(Connector::Local(LocalRepository::open(&dir)?)),
+        RepositoryAddress::Remote(address) => {
+            let file = |file: &Option<std::path::PathBuf>, option: &str, what: &str| {
+                file.clone().ok_or_else(|| {
+                    usage(format!("gantry:// needs {option} FILE: {what}"))
+                })
+            };
+            let identity = file(
+                &arguments.identity,
+                "--identity",
+                "this mover's identity, made by 'gantry-mover identity create FILE'",
+            )?;
+            let peer = file(
+                &arguments.peer,
+                "--peer",
+                "the pin that 'gantry-mover identity show' prints on the repository host",
+            )?;
+            let credentials = Credentials {
+                identity: Identity::load(&identity).map_err(usage)?,
+                trust: Trust::load(&peer).map_err(usage)?,
+            };
+            let kind = match arguments.transport {
+                TransportChoice::Auto => TransportKind::Auto,
+                TransportChoice::Quic => TransportKind::Quic,
+                TransportChoice::Tcp => TransportKind::Tcp,
+            };
+            Ok(Connector::Remote { address, credentials: Box::new(credentials), kind })
+        }
+    }
+}
+
+/// Reads a file of the person's, with its name in the error.
+fn read_text(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|error| usage(format!("{}: {error}", path.display())))
+}

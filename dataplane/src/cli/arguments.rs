@@ -1,0 +1,259 @@
+//! The command line of `gantry-mover`: what a person types, before it is given a meaning.
+//!
+//! In: arguments. Out: clap structures. Invariant: no secret is ever an argument.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gantry_common::ids::PointId;
+use gantry_common::units::{BlockSize, Compression, Rate};
+
+/// Gantry's data mover: backs up disks to a repository and brings them back.
+///
+/// Works alone on disk images and block devices, or as a proxy or repository host of gantryd.
+/// Exit codes: 0 what was said is durable, 2 usage, 3 source, 4 network, 5 repository, 1 a bug.
+#[derive(Debug, Parser)]
+#[command(name = "gantry-mover", version, max_term_width = 100)]
+pub struct Arguments {
+    /// What to log on standard error: error, warn, info, debug, trace (or a filter such as
+    /// `gantry_dataplane=debug`).
+    #[arg(long, global = true, default_value = "warn", env = "GANTRY_LOG")]
+    pub log: String,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Back up one or more disks (image files, block devices) as one restore point.
+    Backup(Box<BackupArguments>),
+    /// Bring a disk of a restore point back.
+    Restore(RestoreArguments),
+    /// Look after a repository folder: init, list, show, verify, stat, rebuild-index.
+    Repo {
+        /// What to do.
+        #[command(subcommand)]
+        command: RepoCommand,
+    },
+    /// List restore points, also of a repository on another host.
+    Point {
+        /// What to do.
+        #[command(subcommand)]
+        command: PointCommand,
+    },
+    /// Run as a mover: role proxy, repository, or both. SIGTERM drains, SIGHUP reloads.
+    Serve {
+        /// Configuration file (TOML; see docs/operations.md).
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Make this mover's identity (key and certificate), or print its pin.
+    Identity {
+        /// What to do.
+        #[command(subcommand)]
+        command: IdentityCommand,
+    },
+}
+
+/// Where the repository is, and how to be let in.
+#[derive(Debug, Clone, Args)]
+pub struct RepositoryArguments {
+    /// Repository: a folder, or gantry://HOST:PORT of a repository mover.
+    #[arg(long, value_name = "DIR|gantry://HOST:PORT")]
+    pub repo: String,
+    /// This mover's identity file (see `identity create`); needed for gantry://.
+    #[arg(long)]
+    pub identity: Option<PathBuf>,
+    /// File with the pin or certificate of the repository mover, or of the CA that signed it.
+    #[arg(long)]
+    pub peer: Option<PathBuf>,
+    /// Which transport to take to a gantry:// repository.
+    #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
+    pub transport: TransportChoice,
+    /// How long to go on reconnecting after the connection is lost, in seconds.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub reconnect: u64,
+}
+
+/// Transport to the repository mover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TransportChoice {
+    /// QUIC, or TLS over TCP where UDP is blocked.
+    Auto,
+    /// QUIC only.
+    Quic,
+    /// TLS over TCP only.
+    Tcp,
+}
+
+/// Arguments of `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArguments {
+    /// Disks to back up: raw image files or block devices, all of one VM. Opened read-only.
+    #[arg(required = true)]
+    pub sources: Vec<PathBuf>,
+    /// The repository.
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+    /// Name under which the point is kept: the VM's.
+    #[arg(long)]
+    pub name: String,
+    /// Identity of each disk, in the order of the sources: stays the same when a disk moves.
+    /// Default: the source's canonical path.
+    #[arg(long = "disk-id", value_name = "ID")]
+    pub disk_ids: Vec<String>,
+    /// Identity of the frozen state that is read (a snapshot's id). A resume with another one
+    /// starts over. Default: device, inode, size and modification time.
+    #[arg(long)]
+    pub snapshot: Option<String>,
+    /// Point that the changed extents refer to. Default: the newest point of each disk.
+    #[arg(long, value_name = "POINT")]
+    pub base: Option<PointId>,
+    /// JSON list of changed extents since the base, [{"start":0,"length":65536},...], one for each
+    /// source and in their order. Without it everything is read and compared.
+    #[arg(long, value_name = "FILE", requires = "base")]
+    pub changed_extents: Vec<PathBuf>,
+    /// Read and send everything that the repository does not know, whatever the base.
+    #[arg(long, conflicts_with_all = ["base", "changed_extents"])]
+    pub full: bool,
+    /// Block size: 256K, 512K, 1M or 4M.
+    #[arg(long, default_value_t = BlockSize::default())]
+    pub block_size: BlockSize,
+    /// Compression: none, fast, optimal, high or extreme.
+    #[arg(long, default_value_t = Compression::default())]
+    pub compression: Compression,
+    /// Limit of the rate on the wire, such as 200MB/s or 800Mbit/s.
+    #[arg(long)]
+    pub rate: Option<Rate>,
+    /// File that holds the rate; read again when it changes, so that a running backup follows
+    /// ("unlimited" lifts the limit).
+    #[arg(long, conflicts_with = "rate", value_name = "FILE")]
+    pub rate_file: Option<PathBuf>,
+    /// Workers. Default: one for each core of the CPU set.
+    #[arg(long)]
+    pub workers: Option<usize>,
+    /// Cores to use, such as 0-3,6. Default: all that this process may use.
+    #[arg(long, value_name = "CORES")]
+    pub cpu_set: Option<String>,
+    /// Reads in flight for each worker.
+    #[arg(long, default_value_t = 4)]
+    pub queue_depth: usize,
+    /// Disks read at the same time.
+    #[arg(long, default_value_t = 4)]
+    pub tasks: usize,
+    /// Print one JSON object at the end.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArguments {
+    /// The repository.
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+    /// Name of the VM.
+    #[arg(long)]
+    pub name: String,
+    /// Which point: latest, or its id.
+    #[arg(long, default_value = "latest", value_parser = parse_point)]
+    pub point: PointChoice,
+    /// Which disk of the point: its position in `point list`.
+    #[arg(long, default_value_t = 0)]
+    pub disk: u16,
+    /// Where to: a file (made sparse), a block device, or - for standard output.
+    #[arg(long, value_name = "PATH|-")]
+    pub to: String,
+    /// Afterwards compare the restored disk with this one, byte for byte.
+    #[arg(long, value_name = "SOURCE")]
+    pub verify_against: Option<PathBuf>,
+    /// Overwrite a block device or an existing file that no interrupted restore left.
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object at the end.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PointChoice(pub Option<PointId>);
+
+fn parse_point(text: &str) -> Result<PointChoice, String> {
+    match text {
+        "latest" => Ok(PointChoice(None)),
+        id => id.parse().map(|point| PointChoice(Some(point))).map_err(|error| {
+            format!("{error}; or 'latest'")
+        }),
+    }
+}
+
+/// Commands of `repo`.
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Make an empty repository in a new or empty folder.
+    Init(FolderArguments),
+    /// List all restore points.
+    List(FolderArguments),
+    /// Show one point in full.
+    Show {
+        /// Folder and form.
+        #[command(flatten)]
+        folder: FolderArguments,
+        /// The point's id.
+        point: PointId,
+    },
+    /// Read everything and check it; name what is damaged.
+    Verify(FolderArguments),
+    /// Sizes, ratios and counts.
+    Stat(FolderArguments),
+    /// Build the index anew from the packs.
+    RebuildIndex(FolderArguments),
+}
+
+/// A repository folder and the form of the answer.
+#[derive(Debug, Args)]
+pub struct FolderArguments {
+    /// The repository's folder.
+    pub dir: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Commands of `point`.
+#[derive(Debug, Subcommand)]
+pub enum PointCommand {
+    /// List the points of a VM, oldest first.
+    List {
+        /// The repository.
+        #[command(flatten)]
+        repository: RepositoryArguments,
+        /// Name of the VM; all VMs without it.
+        #[arg(long, default_value = "")]
+        name: String,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Commands of `identity`.
+#[derive(Debug, Subcommand)]
+pub enum IdentityCommand {
+    /// Make a key and a self-signed certificate in FILE (mode 0600) and print its pin.
+    Create {
+        /// File to make; must not exist.
+        file: PathBuf,
+        /// Name in the certificate.
+        #[arg(long, default_value = "gantry-mover")]
+        name: String,
+    },
+    /// Print the pin of an identity: what the other side puts into its --peer file.
+    Show {
+        /// Identity file.
+        file: PathBuf,
+    },
+}

@@ -1,0 +1,147 @@
+//! `gantry-mover backup`: gives the arguments their meaning, runs the session, prints the result.
+
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use gantry_common::extents::Extent;
+use gantry_common::failure::Failure;
+use gantry_common::units::{Rate, format_bytes};
+
+use super::arguments::BackupArguments;
+use super::display::Bars;
+use super::{connector, read_text, runtime, say, say_json, usage};
+use crate::backup::{self, BackupOptions, BackupReport, BackupSource};
+use crate::resources;
+use crate::transport::Pacer;
+
+/// How often the rate file is looked at.
+const RATE_FILE_EVERY: Duration = Duration::from_millis(500);
+
+pub(super) fn run(arguments: BackupArguments) -> Result<(), Failure> {
+    let options = options(&arguments)?;
+    let rate = match &arguments.rate_file {
+        Some(file) => parse_rate(&read_text(file)?)?,
+        None => arguments.rate,
+    };
+    let pacer = Pacer::unlimited();
+    pacer.set_rate(rate.and_then(|rate| NonZeroU64::new(rate.bytes_per_second)));
+    let connector = connector(&arguments.repository)?;
+    let runtime = runtime()?;
+    let report = runtime.block_on(async {
+        if let Some(file) = arguments.rate_file.clone() {
+            tokio::spawn(follow_rate(file, pacer.clone()));
+        }
+        let mut bars = None;
+        let watch = |disks| bars = Some(Bars::of_backup(disks));
+        backup::run(options, &connector, pacer, watch).await
+    });
+    drop(connector);
+    let report = report?;
+    if arguments.json { say_json(&report) } else { print(&report) }
+}
+
+fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
+    let sources = arguments.sources.len();
+    let count = |given: usize, option: &str| {
+        if given == 0 || given == sources {
+            Ok(())
+        } else {
+            Err(usage(format!("{sources} sources but {given} {option}: give one for each, in order")))
+        }
+    };
+    count(arguments.disk_ids.len(), "--disk-id")?;
+    count(arguments.changed_extents.len(), "--changed-extents")?;
+    let mut list = Vec::with_capacity(sources);
+    for (number, path) in arguments.sources.iter().enumerate() {
+        let changed = arguments.changed_extents.get(number);
+        list.push(BackupSource {
+            path: path.clone(),
+            identity: arguments.disk_ids.get(number).cloned(),
+            changed_extents: changed.map(|file| read_extents(file)).transpose()?,
+        });
+    }
+    let cores = resources::worker_cores(arguments.workers, arguments.cpu_set.as_deref());
+    Ok(BackupOptions {
+        name: arguments.name.clone(),
+        sources: list,
+        base: arguments.base,
+        full: arguments.full,
+        snapshot: arguments.snapshot.clone(),
+        block_size: arguments.block_size,
+        compression: arguments.compression,
+        cores: cores.map_err(usage)?,
+        queue_depth: arguments.queue_depth,
+        tasks_max: arguments.tasks,
+        reconnect_for: Duration::from_secs(arguments.repository.reconnect),
+    })
+}
+
+/// Reads a list of changed extents, as vSphere returns them.
+fn read_extents(file: &Path) -> Result<Vec<Extent>, Failure> {
+    serde_json::from_str(&read_text(file)?).map_err(|error| {
+        usage(format!(
+            "{}: {error}; expected a JSON list such as [{{\"start\":0,\"length\":65536}}]",
+            file.display()
+        ))
+    })
+}
+
+fn parse_rate(text: &str) -> Result<Option<Rate>, Failure> {
+    match text.trim() {
+        "unlimited" | "" => Ok(None),
+        rate => rate.parse().map(Some).map_err(usage),
+    }
+}
+
+/// Applies the rate file whenever it changes; a broken one leaves the rate as it is.
+async fn follow_rate(file: PathBuf, pacer: Pacer) {
+    let modified = || std::fs::metadata(&file).and_then(|facts| facts.modified()).ok();
+    let mut seen: Option<SystemTime> = modified();
+    loop {
+        tokio::time::sleep(RATE_FILE_EVERY).await;
+        let now = modified();
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        match read_text(&file).and_then(|text| parse_rate(&text)) {
+            Ok(rate) => {
+                pacer.set_rate(rate.and_then(|rate| NonZeroU64::new(rate.bytes_per_second)));
+            }
+            Err(failure) => tracing::warn!("rate not changed: {failure}"),
+        }
+    }
+}
+
+fn print(report: &BackupReport) -> Result<(), Failure> {
+    say(&format!("point {} of {} is committed", report.point, report.name));
+    let row = |name: &str, bytes: u64| say(&format!("  {name:<12} {:>12}", format_bytes(bytes)));
+    row("processed", report.bytes_processed);
+    row("read", report.bytes_read);
+    row("zero", report.bytes_zero);
+    row("unchanged", report.bytes_unchanged);
+    row("duplicate", report.bytes_duplicate);
+    if report.bytes_resumed > 0 {
+        row("resumed", report.bytes_resumed);
+    }
+    row("transferred", report.bytes_transferred);
+    row("stored", report.bytes_stored);
+    let rate = report.bytes_processed as f64 / report.wall_seconds.max(1e-9);
+    say(&format!(
+        "  {:.1} s, {}/s, CPU {:.1} s, peak memory {}, compression {:.2}, dedup {:.2}",
+        report.wall_seconds,
+        format_bytes(rate as u64),
+        report.cpu_seconds,
+        format_bytes(report.peak_rss_bytes),
+        report.compression_ratio,
+        report.dedup_ratio,
+    ));
+    let b = &report.bottleneck;
+    say(&format!(
+        "  load: source {:.0} % > proxy {:.0} % > network {:.0} % > target {:.0} %; bottleneck: {}",
+        b.source, b.proxy, b.network, b.target, report.bottleneck_name
+    ));
+    report.log.iter().for_each(|line| say(&format!("  - {line}")));
+    Ok(())
+}

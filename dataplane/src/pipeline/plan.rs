@@ -1,0 +1,194 @@
+//! Decides what of a disk must be read, before anything is read.
+//!
+//! In: the disk's size, the target's answer about the base, the person's options. Out: a [`Plan`]
+//! (mode, the reason for the session log, the read set). Pure: no I/O. Invariant: every block is
+//! either in the read set or provably as in the base; any doubt puts it into the read set.
+
+use std::fmt;
+
+use gantry_common::extents::{Extent, Run, RunSet, blocks_touched};
+use gantry_common::ids::PointId;
+use gantry_common::units::BlockSize;
+use gantry_common::wire::BaseAnswer;
+use serde::Serialize;
+
+/// How a disk is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadMode {
+    /// Everything is read and nothing compared.
+    Full,
+    /// Only changed extents (and what must join them) are read.
+    Extents,
+    /// Everything is read; blocks with the base's id are not sent.
+    Compare,
+}
+
+impl fmt::Display for ReadMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ReadMode::Full => "full",
+            ReadMode::Extents => "incremental by changed extents",
+            ReadMode::Compare => "incremental by compare",
+        })
+    }
+}
+
+/// What the person (or gantryd) asked for one disk.
+#[derive(Debug, Clone, Default)]
+pub struct PlanOptions {
+    /// Read everything, whatever the base.
+    pub force_full: bool,
+    /// Changed extents since `extents_base`, as vSphere returns them.
+    pub changed_extents: Option<Vec<Extent>>,
+    /// The point that the extents are relative to.
+    pub extents_base: Option<PointId>,
+}
+
+/// What to read of one disk, and why.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The mode.
+    pub mode: ReadMode,
+    /// For the session log.
+    pub reason: String,
+    /// Blocks to read; all others are as in the base.
+    pub read: RunSet,
+    /// Blocks to send even if their id is the base's: the base's copy is damaged.
+    pub heal: RunSet,
+    /// Blocks that the base has; no id can be fetched beyond.
+    pub base_blocks: u64,
+}
+
+/// Makes the plan (DESIGN §4, "Incremental").
+pub fn plan(disk_bytes: u64, block_size: BlockSize, base: &BaseAnswer, options: &PlanOptions) -> Plan {
+    let blocks = block_size.block_count(disk_bytes);
+    let everything: RunSet = [Run { first: 0, count: blocks }].into_iter().collect();
+    let full = |reason: String| Plan {
+        mode: ReadMode::Full,
+        reason,
+        read: everything.clone(),
+        heal: RunSet::new(),
+        base_blocks: 0,
+    };
+    if options.force_full {
+        return full("a full was asked for".into());
+    }
+    let (point, size_bytes, damaged, fallback) = match base {
+        BaseAnswer::NotAsked => return full("there is no base to build on".into()),
+        BaseAnswer::Unusable { reason } => return full(format!("no base can serve: {reason}")),
+        BaseAnswer::Usable { point, size_bytes, damaged, fallback_reason, .. } => {
+            (*point, *size_bytes, damaged, fallback_reason)
+        }
+    };
+    let heal: RunSet = damaged.iter().copied().collect();
+    let base_blocks = block_size.block_count(size_bytes);
+    let compare = |reason: String| Plan {
+        mode: ReadMode::Compare,
+        reason,
+        read: everything.clone(),
+        heal: heal.clone(),
+        base_blocks,
+    };
+    let Some(extents) = &options.changed_extents else {
+        return compare(format!("no changed extents were given: compared with point {point}"));
+    };
+    if let Some(reason) = fallback {
+        return compare(format!(
+            "the changed extents are of no use ({reason}): compared with point {point}"
+        ));
+    }
+    if options.extents_base != Some(point) {
+        return compare(format!(
+            "the changed extents do not name point {point} as their base: compared with it"
+        ));
+    }
+    let mut read = blocks_touched(extents.iter().copied(), block_size, disk_bytes);
+    heal.iter().for_each(|run| {
+        read.insert(run);
+    });
+    read_resized(&mut read, disk_bytes, size_bytes, block_size);
+    read.remove(Run { first: blocks, count: u64::MAX - blocks });
+    let reason = format!("changed extents since point {point}");
+    Plan { mode: ReadMode::Extents, reason, read, heal, base_blocks }
+}
+
+/// Where the disk's size differs from the base's: the grown range, the base's short tail block,
+/// and the disk's own short tail block are read.
+fn read_resized(read: &mut RunSet, disk_bytes: u64, base_bytes: u64, block_size: BlockSize) {
+    if disk_bytes == base_bytes {
+        return;
+    }
+    let blocks = block_size.block_count(disk_bytes);
+    let first_grown = base_bytes / u64::from(block_size.bytes());
+    if first_grown < blocks {
+        read.insert(Run { first: first_grown, count: blocks - first_grown });
+    }
+    if !disk_bytes.is_multiple_of(u64::from(block_size.bytes())) && blocks > 0 {
+        read.insert(Run { first: blocks - 1, count: 1 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PlanOptions, ReadMode, plan};
+    use gantry_common::extents::{Extent, Run};
+    use gantry_common::ids::PointId;
+    use gantry_common::units::BlockSize;
+    use gantry_common::wire::BaseAnswer;
+
+    const MIB: u64 = 1 << 20;
+
+    fn base(size_bytes: u64, damaged: Vec<Run>, fallback: Option<&str>) -> BaseAnswer {
+        BaseAnswer::Usable {
+            point: PointId([1; 16]),
+            size_bytes,
+            change_id: None,
+            damaged,
+            fallback_reason: fallback.map(str::to_owned),
+        }
+    }
+
+    fn options(extents: &[(u64, u64)], point: u8) -> PlanOptions {
+        let changed = extents.iter().map(|&(start, length)| Extent { start, length }).collect();
+        PlanOptions {
+            force_full: false,
+            changed_extents: Some(changed),
+            extents_base: Some(PointId([point; 16])),
+        }
+    }
+
+    fn runs(disk: u64, base: &BaseAnswer, options: &PlanOptions) -> (ReadMode, Vec<(u64, u64)>) {
+        let plan = plan(disk, BlockSize::M1, base, options);
+        (plan.mode, plan.read.iter().map(|run| (run.first, run.count)).collect())
+    }
+
+    #[test]
+    fn extents_are_used_only_with_their_own_base() {
+        let good = base(10 * MIB, vec![], None);
+        let changed = options(&[(MIB, 1), (5 * MIB - 1, 2)], 1);
+        assert_eq!(runs(10 * MIB, &good, &changed), (ReadMode::Extents, vec![(1, 1), (4, 2)]));
+        let all = vec![(0, 10)];
+        let other = options(&[(MIB, 1)], 2);
+        assert_eq!(runs(10 * MIB, &good, &other), (ReadMode::Compare, all.clone()));
+        let fallen = base(10 * MIB, vec![], Some("gone"));
+        assert_eq!(runs(10 * MIB, &fallen, &changed), (ReadMode::Compare, all.clone()));
+        let none = BaseAnswer::Unusable { reason: "other block size".into() };
+        assert_eq!(runs(10 * MIB, &none, &changed), (ReadMode::Full, all.clone()));
+        let full = PlanOptions { force_full: true, ..changed };
+        assert_eq!(runs(10 * MIB, &good, &full), (ReadMode::Full, all));
+    }
+
+    #[test]
+    fn damaged_grown_and_tail_blocks_join_the_read_set() {
+        let changed = options(&[], 1);
+        let damaged = base(10 * MIB, vec![Run { first: 7, count: 2 }], None);
+        assert_eq!(runs(10 * MIB, &damaged, &changed).1, [(7, 2)]);
+        let short_tail = base(10 * MIB - 5, vec![], None);
+        assert_eq!(runs(12 * MIB, &short_tail, &changed).1, [(9, 3)]);
+        assert_eq!(runs(10 * MIB, &base(12 * MIB, vec![], None), &changed).1, []);
+        assert_eq!(runs(10 * MIB - 9, &base(12 * MIB, vec![], None), &changed).1, [(9, 1)]);
+        let beyond = options(&[(11 * MIB, 4 * MIB)], 1);
+        assert_eq!(runs(10 * MIB, &base(12 * MIB, vec![], None), &beyond).1, []);
+    }
+}

@@ -1,0 +1,286 @@
+//! Joins the target side: connections of movers in, sessions, restores and lists out.
+//!
+//! In: authenticated connections. Out: each one's work, on the calling tokio runtime. Invariant:
+//! nothing is read or written for a peer before its `Hello` was checked: protocol, ticket, scope.
+//! A session that is known here is continued only by who shows its ticket.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::ids::{IdKey, RepositoryId, SessionId};
+use gantry_common::limits;
+use gantry_common::session::receiver::Admission;
+use gantry_common::wire::{
+    self, Intent, Message, PROTOCOL, SessionOffer, TicketBytes, ToSource, ToTarget,
+};
+use tokio::sync::mpsc;
+
+use crate::payload::{Payload, PayloadPool};
+use crate::receive::{Admitted, SessionDriver};
+use crate::restore::serve::{self, PackFiles};
+use crate::store::admin;
+use crate::store::service::StoreHandle;
+use crate::transport::{
+    Claim, CloseReason, Connection, OutFrame, PeerInfo, Revoked, Rights, Ticket, TicketKey,
+};
+
+/// How long a peer may take to say `Hello`.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// Validity of a ticket that this mover issues; each connection renews it.
+const TICKET_VALID_MS: u64 = 24 * 3600 * 1000;
+/// Points in one page of a list.
+const POINTS_A_PAGE: usize = 64;
+
+/// The repository mover's service on one runtime (tokio `LocalSet`).
+pub struct Repository {
+    store: StoreHandle,
+    files: PackFiles,
+    tickets: TicketKey,
+    tickets_required: bool,
+    sessions: RefCell<HashMap<SessionId, Running>>,
+}
+
+/// A session that has a driver: the way to it, and its buffers, which outlive a connection.
+#[derive(Clone)]
+struct Running {
+    connections: mpsc::Sender<Admitted>,
+    pool: PayloadPool,
+}
+
+impl Repository {
+    /// A service over this store. With `tickets_required` (under gantryd) no peer starts anything
+    /// without a ticket; otherwise the pinned peers may start sessions and are issued one.
+    pub fn new(
+        store: StoreHandle,
+        files: PackFiles,
+        tickets: TicketKey,
+        tickets_required: bool,
+    ) -> Rc<Repository> {
+        let sessions = RefCell::default();
+        Rc::new(Repository { store, files, tickets, tickets_required, sessions })
+    }
+
+    /// Sessions with a connection, or whose work is not over.
+    pub fn sessions_running(&self) -> usize {
+        self.sessions.borrow().len()
+    }
+
+    /// Works for one connection until it ends.
+    pub async fn serve(self: Rc<Self>, mut connection: Connection) {
+        let peer = connection.peer.address.clone();
+        let hello = tokio::time::timeout(HELLO_WITHIN, first_frame(&mut connection)).await;
+        let refusal = match hello {
+            Err(_) => Failure::new(FailureKind::Network, "no Hello came in time"),
+            Ok(Err(failure)) => failure,
+            Ok(Ok(hello)) => match self.admit(connection, hello).await {
+                Ok(()) => return,
+                Err((connection, failure)) => {
+                    tracing::warn!(%peer, "refused: {failure}");
+                    return refuse(*connection, failure).await;
+                }
+            },
+        };
+        tracing::warn!(%peer, "refused: {refusal}");
+    }
+
+    async fn admit(
+        self: &Rc<Self>,
+        connection: Connection,
+        hello: Hello,
+    ) -> Result<(), (Box<Connection>, Failure)> {
+        let ticket = match self.check(&connection.peer, &hello) {
+            Ok(ticket) => ticket,
+            Err(failure) => return Err((Box::new(connection), failure)),
+        };
+        let (repository, id_key) = (self.store.repository(), self.store.id_key());
+        match hello.intent {
+            Intent::Backup(offer) => {
+                let admission =
+                    Admission { session: hello.session, offer, repository, id_key, ticket };
+                self.attach(connection, admission).await;
+            }
+            Intent::Restore(offer) => {
+                let Connection { sender, receiver, .. } = connection;
+                let reader = self.store.reader().clone();
+                let files = self.files.clone();
+                if let Err(failure) =
+                    serve::serve(offer, ticket, reader, sender, receiver, files).await
+                {
+                    tracing::warn!("restore ended: {failure}");
+                }
+            }
+            Intent::List { name } => {
+                self.list(connection, &name, repository, id_key).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Protocol, ticket and scope; returns the ticket for the next connection.
+    fn check(&self, peer: &PeerInfo, hello: &Hello) -> Result<Option<TicketBytes>, Failure> {
+        let refused = |text: String| Failure::new(FailureKind::Refused, text);
+        if hello.protocol != PROTOCOL {
+            return Err(refused(format!(
+                "the peer speaks protocol {}, this mover speaks {PROTOCOL}: update the older of the two",
+                hello.protocol
+            )));
+        }
+        let (name, rights) = match &hello.intent {
+            Intent::Backup(offer) => (offer.name.clone(), Rights::BACKUP),
+            Intent::Restore(offer) => (offer.name.clone(), Rights::RESTORE),
+            Intent::List { name } => (name.clone(), Rights::RESTORE),
+        };
+        let now_ms = now_ms();
+        let known = self.sessions.borrow().contains_key(&hello.session);
+        match &hello.ticket {
+            Some(bytes) => {
+                let claim = Claim {
+                    session: hello.session,
+                    repository: self.store.repository(),
+                    peer: peer.pin,
+                    name: &name,
+                    rights,
+                };
+                let verified = self.tickets.verify(bytes, &claim, now_ms, &Revoked::default());
+                // A ticket of an earlier run of this process: where none is needed, start anew.
+                if let Err(error) = verified
+                    && (known || self.tickets_required)
+                {
+                    return Err(error.into());
+                }
+            }
+            None if known || self.tickets_required => {
+                return Err(refused(format!("session {} needs its ticket", hello.session)));
+            }
+            None => {}
+        }
+        let ticket = Ticket {
+            session: hello.session,
+            repository: self.store.repository(),
+            peer: peer.pin,
+            name,
+            rights,
+            expires_ms: now_ms.saturating_add(TICKET_VALID_MS),
+        };
+        Ok(Some(self.tickets.issue(&ticket)))
+    }
+
+    /// Gives the connection to its session's driver, starting one if there is none.
+    async fn attach(self: &Rc<Self>, mut connection: Connection, admission: Admission) {
+        let session = admission.session;
+        let running = self.sessions.borrow().get(&session).cloned();
+        let pool = match running.as_ref().map(|running| running.pool.clone()) {
+            Some(pool) => Ok(pool),
+            None => receive_pool(&admission.offer),
+        };
+        let pool = match pool {
+            Ok(pool) => pool,
+            Err(failure) => return refuse(connection, failure).await,
+        };
+        connection.receiver.accept_lanes(pool.clone());
+        let admitted = Admitted { connection, admission };
+        let admitted = match running {
+            Some(running) => match running.connections.send(admitted).await {
+                Ok(()) => return,
+                // It ended this moment.
+                Err(mpsc::error::SendError(admitted)) => admitted,
+            },
+            None => admitted,
+        };
+        let credit = pool.slots() as u64;
+        let (connections_tx, connections) = mpsc::channel(1);
+        let (reports_tx, reports) = mpsc::unbounded_channel();
+        // A store that is gone answers nothing; the driver then sees the reports end.
+        let on_report = Box::new(move |report| drop(reports_tx.send(report)));
+        let _ = self.store.subscribe(session, on_report);
+        let running = Running { connections: connections_tx.clone(), pool };
+        self.sessions.borrow_mut().insert(session, running);
+        let _ = connections_tx.send(admitted).await;
+        drop(connections_tx);
+        let driver = SessionDriver::new(self.store.clone(), credit);
+        driver.run(connections, reports).await;
+        let _ = self.store.unsubscribe(session);
+        self.sessions.borrow_mut().remove(&session);
+    }
+
+    async fn list(
+        &self,
+        connection: Connection,
+        name: &str,
+        repository: RepositoryId,
+        id_key: IdKey,
+    ) {
+        let welcome = ToSource::Welcome { repository, id_key, ticket: None, credit: 0 };
+        let mut messages = vec![welcome];
+        let filter = (!name.is_empty()).then_some(name);
+        match admin::list(self.store.reader(), filter) {
+            Err(error) => messages.push(ToSource::Failed { task: None, failure: error.into() }),
+            Ok(lines) => {
+                let points: Vec<_> = lines.into_iter().filter_map(|line| line.summary).collect();
+                let mut pages = points.chunks(POINTS_A_PAGE).peekable();
+                if points.is_empty() {
+                    messages.push(ToSource::Points { points: Vec::new(), more: false });
+                }
+                while let Some(page) = pages.next() {
+                    let more = pages.peek().is_some();
+                    messages.push(ToSource::Points { points: page.to_vec(), more });
+                }
+            }
+        }
+        for message in messages {
+            if connection.sender.send_control(OutFrame::message(&message)).await.is_err() {
+                return;
+            }
+        }
+        let _ = connection.sender.finish().await;
+    }
+}
+
+struct Hello {
+    protocol: u16,
+    session: SessionId,
+    intent: Intent,
+    ticket: Option<TicketBytes>,
+}
+
+async fn first_frame(connection: &mut Connection) -> Result<Hello, Failure> {
+    let refused = |text: String| Failure::new(FailureKind::Refused, text);
+    let frame = connection.receiver.recv().await.map_err(|error| refused(error.to_string()))?;
+    let frame = frame.ok_or_else(|| refused("closed without a Hello".into()))?;
+    match frame.decode::<ToTarget>().map_err(|error| refused(error.to_string()))? {
+        ToTarget::Hello { protocol, software, session, intent, ticket } => {
+            tracing::info!(%session, peer = %connection.peer.address, software, "hello");
+            Ok(Hello { protocol, session, intent, ticket })
+        }
+        _ => Err(refused("the first message is no Hello".into())),
+    }
+}
+
+async fn refuse(connection: Connection, failure: Failure) {
+    let message = ToSource::Refused { failure };
+    if message.check(0).is_ok() {
+        let _ = connection.sender.send_control(OutFrame::message(&message)).await;
+        let _ = connection.sender.finish().await;
+    }
+    connection.sender.close(CloseReason::Refused("see the last message".into()));
+}
+
+/// Buffers for one session's blocks.
+fn receive_pool(offer: &SessionOffer) -> Result<PayloadPool, Failure> {
+    let largest = offer.disks.iter().map(|disk| disk.block_size.bytes()).max().unwrap_or(0) as usize;
+    let slot = largest + Payload::HEAD_ROOM;
+    let slots = (limits::RECEIVE_POOL_BYTES / slot.max(1)).max(4);
+    PayloadPool::new(slots, largest).map_err(|error| {
+        Failure::new(FailureKind::Target, format!("no memory for receive buffers: {error}"))
+    })
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+const _: () = assert!(wire::PROTOCOL == 1, "check() names the only protocol there is");
