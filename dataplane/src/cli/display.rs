@@ -12,7 +12,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::pipeline::stats::Progress;
-use crate::restore::report::Progress as RestoreProgress;
+use crate::restore::Progress as RestoreProgress;
 
 /// Bars that follow live numbers until dropped; none if standard error is no terminal.
 pub struct Bars {

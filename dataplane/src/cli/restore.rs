@@ -12,10 +12,9 @@ use serde::Serialize;
 use super::arguments::RestoreArguments;
 use super::display::Bars;
 use super::{connector, runtime, say_json, usage};
-use crate::restore::client::{RestoreOptions, RestoreRequest, restore};
-use crate::restore::compare::verify_against;
-use crate::restore::report::{Progress, RestoreReport};
-use crate::restore::target::Destination;
+use crate::restore::{
+    Destination, Progress, RestoreOptions, RestoreReport, RestoreRequest, restore, verify_against,
+};
 
 /// The report, with what `--verify-against` found.
 #[derive(Serialize)]
