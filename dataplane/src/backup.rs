@@ -182,7 +182,8 @@ pub async fn run(
     let sender = Sender::new(session, offer, None, software);
     let disks = SessionDisks::new(disks, options.tasks_max);
     let driver = SendDriver::new(sender, pipeline, ends, disks, pacer);
-    let Sent { result, pipeline, disks, stats } = driver.run(connector, options.reconnect_for).await;
+    let Sent { result, pipeline, disks, stats } =
+        driver.run(connector, options.reconnect_for).await;
     let measured = pipeline.stop();
     let point = result?;
     log.extend(stats.log.iter().cloned());
@@ -214,7 +215,9 @@ fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
         if offers.iter().any(|offer: &DiskOffer| offer.identity == identity) {
             return Err(Failure::new(
                 FailureKind::Usage,
-                format!("two disks of this backup have the identity '{identity}': give each its own --disk-id"),
+                format!(
+                    "two disks of this backup have the identity '{identity}': give each its own --disk-id"
+                ),
             ));
         }
         let base = match (options.full, options.base) {

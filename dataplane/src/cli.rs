@@ -12,8 +12,8 @@ use serde::Serialize;
 pub mod arguments;
 mod backup;
 mod display;
-//mod repo;
-//mod restore;
+mod repo;
+mod restore;
 
 use crate::connect::{Connector, Credentials, LocalRepository, RepositoryAddress};
 use crate::serve;
@@ -27,9 +27,9 @@ use arguments::{Command, IdentityCommand, RepositoryArguments, TransportChoice};
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Backup(arguments) => backup::run(*arguments),
-        Command::Restore(_) => todo!(),
-        Command::Repo{..} => todo!(),
-        Command::Point{..}=>todo!(),
+        Command::Restore(arguments) => restore::run(&arguments),
+        Command::Repo { command } => repo::run(command),
+        Command::Point { command } => repo::points(command),
         Command::Serve { config } => {
             let config = serve::load(&config)?;
             serve::run(config, |address| say(&format!("listening on {address}")))
@@ -50,9 +50,8 @@ fn say(line: &str) {
 
 /// Writes the one JSON object of a command.
 fn say_json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| {
-        Failure::new(FailureKind::Internal, format!("writing JSON: {error}"))
-    })?;
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::new(FailureKind::Internal, format!("writing JSON: {error}")))?;
     say(&text);
     Ok(())
 }
@@ -84,9 +83,7 @@ fn connector(arguments: &RepositoryArguments) -> Result<Connector, Failure> {
         RepositoryAddress::Folder(dir) => Ok(Connector::Local(LocalRepository::open(&dir)?)),
         RepositoryAddress::Remote(address) => {
             let file = |file: &Option<std::path::PathBuf>, option: &str, what: &str| {
-                file.clone().ok_or_else(|| {
-                    usage(format!("gantry:// needs {option} FILE: {what}"))
-                })
+                file.clone().ok_or_else(|| usage(format!("gantry:// needs {option} FILE: {what}")))
             };
             let identity = file(
                 &arguments.identity,

@@ -13,11 +13,9 @@ use tokio::sync::mpsc;
 
 use crate::backup::random;
 use crate::repository::Repository;
-use crate::restore::serve::PackFiles;
 use crate::store::service::StoreService;
 use crate::transport::{
-    self, Connection, Identity, Options, OutFrame, TicketKey, TransportError, TransportKind,
-    Trust,
+    self, Connection, Identity, Options, OutFrame, TicketKey, TransportError, TransportKind, Trust,
 };
 
 /// Where a repository is.
@@ -40,7 +38,9 @@ impl std::str::FromStr for RepositoryAddress {
             None => Ok(RepositoryAddress::Folder(text.into())),
             Some(address) => {
                 let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-                port.ok_or_else(|| usage(format!("'{text}' has no port: write gantry://HOST:PORT")))?;
+                port.ok_or_else(|| {
+                    usage(format!("'{text}' has no port: write gantry://HOST:PORT"))
+                })?;
                 Ok(RepositoryAddress::Remote(address.trim_end_matches('/').to_owned()))
             }
         }
@@ -81,9 +81,9 @@ impl Connector {
             Connector::Remote { address, credentials, kind } => {
                 let options = Options { kind: *kind, ..Options::default() };
                 let Credentials { identity, trust } = &**credentials;
-                let connection =
-                    transport::connect(address, identity, trust, &options).await?;
-                let how = format!("connected to {} by {:?}", connection.peer.address, connection.kind);
+                let connection = transport::connect(address, identity, trust, &options).await?;
+                let how =
+                    format!("connected to {} by {:?}", connection.peer.address, connection.kind);
                 let log = std::iter::once(how).chain(connection.note.clone()).collect();
                 Ok((connection, log))
             }
@@ -140,14 +140,13 @@ impl LocalRepository {
     /// `Target`: no repository there, damaged, or in use by another mover.
     pub fn open(dir: &Path) -> Result<LocalRepository, Failure> {
         let service = StoreService::spawn(dir, Vec::new()).map_err(Failure::from)?;
-        let files = PackFiles::start(dir)?;
         let tickets = TicketKey::random().map_err(Failure::from)?;
         let (connections, mut queue) = mpsc::unbounded_channel();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let Ok(runtime) = runtime else { return };
             let local = tokio::task::LocalSet::new();
-            let repository = Repository::new(service.handle(), files, tickets, false);
+            let repository = Repository::new(service.handle(), tickets, false);
             let serving = std::rc::Rc::clone(&repository);
             local.block_on(&runtime, async move {
                 while let Some(connection) = queue.recv().await {
@@ -170,7 +169,11 @@ impl LocalRepository {
         let (near, far) = transport::pair();
         let queue = self.connections.as_ref();
         let sent = queue.is_some_and(|queue| queue.send(far).is_ok());
-        if sent { Ok(near) } else { Err(TransportError::Setup { text: "the repository's thread has ended".into() }) }
+        if sent {
+            Ok(near)
+        } else {
+            Err(TransportError::Setup { text: "the repository's thread has ended".into() })
+        }
     }
 }
 

@@ -28,8 +28,8 @@ pub mod stats;
 mod planner;
 mod worker;
 
-pub use planner::PlannerInput;
 use planner::Planner;
+pub use planner::PlannerInput;
 use stats::{Downstream, Progress, TaskStages, WorkerTime};
 use worker::{Answer, Worker};
 
@@ -167,7 +167,9 @@ impl Pipeline {
         let send_pool = BufferPool::with_notify(
             send_slots,
             block_bytes,
-            Arc::new(move || hook.get().into_iter().for_each(|all| all.iter().for_each(Waker::wake))),
+            Arc::new(move || {
+                hook.get().into_iter().for_each(|all| all.iter().for_each(Waker::wake))
+            }),
         )
         .map_err(no_memory)?;
         let mut workers = Vec::with_capacity(count);
@@ -194,7 +196,8 @@ impl Pipeline {
             let (thread, waker) = Worker::spawn(number, worker)?;
             workers.push(RunningWorker { answers: answer_tx, waker, thread });
         }
-        let wakers = Arc::new(workers.iter().map(|worker| worker.waker.clone()).collect::<Vec<_>>());
+        let wakers =
+            Arc::new(workers.iter().map(|worker| worker.waker.clone()).collect::<Vec<_>>());
         let _ = wake_all.set(Arc::clone(&wakers));
         let ends = PipelineEnds { reports: report_rx, notify: Arc::clone(&notify), downstream };
         let reports = reports(usize::MAX);

@@ -148,7 +148,13 @@ impl Reader {
         Ok(file)
     }
 
-    fn finish(&mut self, slot: usize, reading: Reading, buf: PooledBuf, result: Result<(), Failure>) {
+    fn finish(
+        &mut self,
+        slot: usize,
+        reading: Reading,
+        buf: PooledBuf,
+        result: Result<(), Failure>,
+    ) {
         self.vacant.push(slot);
         let Reading { unit, len, started, .. } = reading;
         self.done.push_back(ReadDone { unit, buf, len, took: started.elapsed(), result });
@@ -207,7 +213,8 @@ impl Reader {
         let align = reading.unit.disk.source.access().offset_align.max(1) as usize;
         let from = reading.got / align * align;
         if got == 0 || from == reading.from {
-            let text = format!("only {} of {} bytes are there: did it shrink?", reading.got, reading.len);
+            let text =
+                format!("only {} of {} bytes are there: did it shrink?", reading.got, reading.len);
             let failure = broken(&reading, &text);
             return self.finish(slot, reading, buf, Err(failure));
         }

@@ -72,7 +72,7 @@ pub struct SessionDriver {
 }
 
 enum Event {
-    Connection(Option<Admitted>),
+    Connection(Option<Box<Admitted>>),
     Report(Option<StoreReport>),
     Frame(Result<Option<InFrame>, TransportError>),
     Overdue,
@@ -106,7 +106,7 @@ impl SessionDriver {
                 biased;
                 report = reports.recv() => Event::Report(report),
                 admitted = connections.recv(), if !connections.is_closed() => {
-                    Event::Connection(admitted)
+                    Event::Connection(admitted.map(Box::new))
                 }
                 frame = next_frame(&mut self.link), if self.machine.accepts_frames() => {
                     Event::Frame(frame)
@@ -122,7 +122,7 @@ impl SessionDriver {
             Event::Report(Some(report)) => self.machine.handle_report(report),
             // The store is gone: nothing can be acknowledged any more.
             Event::Report(None) => self.disconnect("the store has stopped"),
-            Event::Connection(Some(admitted)) => self.connect(admitted),
+            Event::Connection(Some(admitted)) => self.connect(*admitted),
             Event::Connection(None) => {}
             Event::Frame(Ok(Some(frame))) => self.take_frame(frame),
             Event::Frame(Ok(None)) => self.disconnect("closed by the source"),

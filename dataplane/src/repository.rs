@@ -20,7 +20,6 @@ use tokio::sync::mpsc;
 
 use crate::payload::{Payload, PayloadPool};
 use crate::receive::{Admitted, SessionDriver};
-use crate::restore::serve::{self, PackFiles};
 use crate::store::admin;
 use crate::store::service::StoreHandle;
 use crate::transport::{
@@ -37,7 +36,6 @@ const POINTS_A_PAGE: usize = 64;
 /// The repository mover's service on one runtime (tokio `LocalSet`).
 pub struct Repository {
     store: StoreHandle,
-    files: PackFiles,
     tickets: TicketKey,
     tickets_required: bool,
     sessions: RefCell<HashMap<SessionId, Running>>,
@@ -53,14 +51,9 @@ struct Running {
 impl Repository {
     /// A service over this store. With `tickets_required` (under gantryd) no peer starts anything
     /// without a ticket; otherwise the pinned peers may start sessions and are issued one.
-    pub fn new(
-        store: StoreHandle,
-        files: PackFiles,
-        tickets: TicketKey,
-        tickets_required: bool,
-    ) -> Rc<Repository> {
+    pub fn new(store: StoreHandle, tickets: TicketKey, tickets_required: bool) -> Rc<Repository> {
         let sessions = RefCell::default();
-        Rc::new(Repository { store, files, tickets, tickets_required, sessions })
+        Rc::new(Repository { store, tickets, tickets_required, sessions })
     }
 
     /// Sessions with a connection, or whose work is not over.
@@ -102,15 +95,10 @@ impl Repository {
                     Admission { session: hello.session, offer, repository, id_key, ticket };
                 self.attach(connection, admission).await;
             }
-            Intent::Restore(offer) => {
-                let Connection { sender, receiver, .. } = connection;
-                let reader = self.store.reader().clone();
-                let files = self.files.clone();
-                if let Err(failure) =
-                    serve::serve(offer, ticket, reader, sender, receiver, files).await
-                {
-                    tracing::warn!("restore ended: {failure}");
-                }
+            Intent::Restore(_) => {
+                let text = "this mover serves no restores yet";
+                let failure = Failure::new(FailureKind::Refused, text);
+                return Err((Box::new(connection), failure));
             }
             Intent::List { name } => {
                 self.list(connection, &name, repository, id_key).await;
@@ -270,7 +258,8 @@ async fn refuse(connection: Connection, failure: Failure) {
 
 /// Buffers for one session's blocks.
 fn receive_pool(offer: &SessionOffer) -> Result<PayloadPool, Failure> {
-    let largest = offer.disks.iter().map(|disk| disk.block_size.bytes()).max().unwrap_or(0) as usize;
+    let largest =
+        offer.disks.iter().map(|disk| disk.block_size.bytes()).max().unwrap_or(0) as usize;
     let slot = largest + Payload::HEAD_ROOM;
     let slots = (limits::RECEIVE_POOL_BYTES / slot.max(1)).max(4);
     PayloadPool::new(slots, largest).map_err(|error| {

@@ -54,7 +54,9 @@ pub fn worker_cores(workers: Option<usize>, cpu_set: Option<&str>) -> Result<Vec
         Some(text) => {
             let cores = parse_cpu_set(text)?;
             if let Some(core) = cores.iter().find(|core| !allowed.contains(core)) {
-                return Err(format!("core {core} is not among those this process may use: {allowed:?}"));
+                return Err(format!(
+                    "core {core} is not among those this process may use: {allowed:?}"
+                ));
             }
             cores
         }

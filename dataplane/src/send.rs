@@ -16,12 +16,10 @@ use gantry_common::session::source_port::{SourceCommand, SourceReport};
 use gantry_common::wire::{self, MarkKind, TaskNumber, ToSource, ToTarget};
 use tokio::sync::mpsc;
 
+use crate::connect::Connector;
 use crate::pipeline::stats::{StageStats, Wait};
 use crate::pipeline::{Pipeline, PipelineEnds, PlannerInput};
-use crate::connect::Connector;
-use crate::transport::{
-    CloseReason, Connection, FrameSender, OutFrame, Pacer, TransportError,
-};
+use crate::transport::{CloseReason, Connection, FrameSender, OutFrame, Pacer, TransportError};
 
 pub mod disks;
 pub mod fates;
@@ -199,7 +197,10 @@ impl SendDriver {
 
     fn take_frame(&mut self, frame: Result<ToSource, wire::FrameError>) -> Result<(), Failure> {
         let hostile = |text: String| {
-            Failure::new(FailureKind::Refused, format!("the repository mover broke the protocol: {text}"))
+            Failure::new(
+                FailureKind::Refused,
+                format!("the repository mover broke the protocol: {text}"),
+            )
         };
         let frame = frame.map_err(|error| hostile(error.to_string()))?;
         match &frame {

@@ -13,10 +13,9 @@ use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::repository::{Repository, now_ms};
-use crate::restore::serve::PackFiles;
 use crate::store::admin;
 use crate::store::service::StoreService;
-use crate::transport::{Identity, Listener, TicketKey, Options, Trust};
+use crate::transport::{Identity, Listener, Options, TicketKey, Trust};
 
 /// The configuration file of `gantry-mover serve`.
 #[derive(Debug, Clone, Deserialize)]
@@ -100,8 +99,10 @@ pub fn run(config: ServeConfig, ready: impl FnOnce(SocketAddr)) -> Result<(), Fa
     let identity = Identity::load(&config.identity.file).map_err(|error| usage(&error))?;
     let trust = Trust::load(&config.trust.file).map_err(|error| usage(&error))?;
     let Some(repository) = &config.repository else {
-        return Err(usage(&"a proxy-only mover has nothing to serve before there is a gantryd: \
-                           give it a [repository], or run 'gantry-mover backup'"));
+        return Err(usage(
+            &"a proxy-only mover has nothing to serve before there is a gantryd: \
+                           give it a [repository], or run 'gantry-mover backup'",
+        ));
     };
     if repository.create && !repository.path.join("superblock").exists() {
         admin::init(&repository.path, now_ms()).map_err(Failure::from)?;
@@ -111,7 +112,6 @@ pub fn run(config: ServeConfig, ready: impl FnOnce(SocketAddr)) -> Result<(), Fa
         None => (TicketKey::random().map_err(Failure::from)?, false),
     };
     let service = StoreService::spawn(&repository.path, Vec::new()).map_err(Failure::from)?;
-    let files = PackFiles::start(&repository.path)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
         Failure::new(FailureKind::Internal, format!("starting tokio failed: {error}"))
@@ -123,8 +123,7 @@ pub fn run(config: ServeConfig, ready: impl FnOnce(SocketAddr)) -> Result<(), Fa
         let listener = listener.map_err(|error| {
             usage(&format!("listening on {} failed: {error}", config.listen.address))
         })?;
-        let repository =
-            Repository::new(service.handle(), files, tickets, required);
+        let repository = Repository::new(service.handle(), tickets, required);
         ready(listener.address());
         accept(&config, &identity, listener, repository).await
     });

@@ -184,9 +184,10 @@ pub struct PointChoice(pub Option<PointId>);
 fn parse_point(text: &str) -> Result<PointChoice, String> {
     match text {
         "latest" => Ok(PointChoice(None)),
-        id => id.parse().map(|point| PointChoice(Some(point))).map_err(|error| {
-            format!("{error}; or 'latest'")
-        }),
+        id => id
+            .parse()
+            .map(|point| PointChoice(Some(point)))
+            .map_err(|error| format!("{error}; or 'latest'")),
     }
 }
 

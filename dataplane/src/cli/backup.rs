@@ -47,7 +47,9 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
         if given == 0 || given == sources {
             Ok(())
         } else {
-            Err(usage(format!("{sources} sources but {given} {option}: give one for each, in order")))
+            Err(usage(format!(
+                "{sources} sources but {given} {option}: give one for each, in order"
+            )))
         }
     };
     count(arguments.disk_ids.len(), "--disk-id")?;

@@ -29,7 +29,9 @@ pub(super) fn run(command: RepoCommand) -> Result<(), Failure> {
                 .into_iter()
                 .find(|line| line.point == point.to_string())
                 .map(|line| line.name)
-                .ok_or_else(|| usage(format!("no restore point {point} in {}", folder.dir.display())))?;
+                .ok_or_else(|| {
+                    usage(format!("no restore point {point} in {}", folder.dir.display()))
+                })?;
             say_json(&admin::show(&reader, &name, Some(point))?)
         }
         RepoCommand::Verify(folder) => verify(&folder),
@@ -39,7 +41,8 @@ pub(super) fn run(command: RepoCommand) -> Result<(), Failure> {
         }
         RepoCommand::RebuildIndex(folder) => {
             let rebuilt = admin::rebuild_index(KernelStorage::new(&folder.dir))?;
-            let text = format!("index built anew: {} packs, {} blocks", rebuilt.packs, rebuilt.blocks);
+            let text =
+                format!("index built anew: {} packs, {} blocks", rebuilt.packs, rebuilt.blocks);
             let mut lines = vec![text];
             lines.extend(rebuilt.notes.iter().map(|note| format!("  - {note}")));
             show(&folder, &rebuilt, &lines)
@@ -93,7 +96,12 @@ fn stat_lines(stat: &RepoStat) -> Vec<String> {
     let ratio = |of: u64, to: u64| if to == 0 { 0.0 } else { of as f64 / to as f64 };
     let mut lines = vec![
         format!("repository {}", stat.repository),
-        format!("  {} points of {} VMs, {} protected", stat.points, stat.names, format_bytes(stat.bytes_protected)),
+        format!(
+            "  {} points of {} VMs, {} protected",
+            stat.points,
+            stat.names,
+            format_bytes(stat.bytes_protected)
+        ),
         format!("  {} packs, {} blocks, {} map nodes", stat.packs, stat.blocks, stat.nodes),
         format!(
             "  {} stored, {} raw: compression {:.2}; protected to stored {:.2}; {} free",

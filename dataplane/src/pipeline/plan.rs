@@ -61,7 +61,12 @@ pub struct Plan {
 }
 
 /// Makes the plan (DESIGN §4, "Incremental").
-pub fn plan(disk_bytes: u64, block_size: BlockSize, base: &BaseAnswer, options: &PlanOptions) -> Plan {
+pub fn plan(
+    disk_bytes: u64,
+    block_size: BlockSize,
+    base: &BaseAnswer,
+    options: &PlanOptions,
+) -> Plan {
     let blocks = block_size.block_count(disk_bytes);
     let everything: RunSet = [Run { first: 0, count: blocks }].into_iter().collect();
     let full = |reason: String| Plan {

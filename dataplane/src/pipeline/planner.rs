@@ -169,7 +169,10 @@ impl Planner {
     fn count_todo(&mut self, first: u64, end: u64) {
         let added = self.counted.insert(Run { first, count: end - first });
         // Bounded like every coverage: runs are given out in order.
-        Progress::add(&self.disk.progress.todo_bytes, added * u64::from(self.disk.block_size.bytes()));
+        Progress::add(
+            &self.disk.progress.todo_bytes,
+            added * u64::from(self.disk.block_size.bytes()),
+        );
     }
 
     fn mark(&self, first: u64, end: u64, kind: MarkKind) {

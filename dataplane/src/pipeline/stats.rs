@@ -4,7 +4,7 @@
 //! bottleneck. Each worker owns its numbers and hands them over when it ends; live progress goes
 //! through relaxed atomics.
 
-use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -52,7 +52,9 @@ impl StageStats {
     pub fn record(&mut self, bytes: u64, took: Duration) {
         self.bytes += bytes;
         self.busy_ns += took.as_nanos() as u64;
-        self.latency_us.saturating_record(took.as_micros().max(1) as u64);
+        // `record` resizes, which `saturating_record` does not; an hour bounds the memory.
+        let us = (took.as_micros() as u64).clamp(1, 3_600_000_000);
+        let _ = self.latency_us.record(us);
     }
 
     /// For the report.

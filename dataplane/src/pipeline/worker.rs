@@ -86,10 +86,7 @@ impl Worker {
     ///
     /// # Errors
     /// `Internal` with what to do, when the ring or the memory cannot be had.
-    pub fn spawn(
-        number: usize,
-        setup: Setup,
-    ) -> Result<(JoinHandle<WorkerStats>, Waker), Failure> {
+    pub fn spawn(number: usize, setup: Setup) -> Result<(JoinHandle<WorkerStats>, Waker), Failure> {
         // The ring belongs to the thread that uses it (SINGLE_ISSUER), so it is made there.
         let (ready_tx, ready_rx) = crossbeam_channel::bounded(1);
         let thread = std::thread::Builder::new()
@@ -106,7 +103,8 @@ impl Worker {
                 }
             })
             .map_err(|error| internal(format!("starting a worker failed: {error}")))?;
-        let waker = ready_rx.recv().map_err(|_| internal("a worker died at its start".into()))??;
+        let waker =
+            ready_rx.recv().map_err(|_| internal("a worker died at its start".into()))??;
         Ok((thread, waker))
     }
 

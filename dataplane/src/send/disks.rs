@@ -48,7 +48,12 @@ pub struct SessionDisk {
 
 impl SessionDisk {
     /// A disk that is about to be backed up.
-    pub fn new(label: String, source: Disk, block_size: BlockSize, options: PlanOptions) -> SessionDisk {
+    pub fn new(
+        label: String,
+        source: Disk,
+        block_size: BlockSize,
+        options: PlanOptions,
+    ) -> SessionDisk {
         let size_bytes = source.size_bytes();
         SessionDisk {
             label,
@@ -115,7 +120,8 @@ impl SessionDisks {
         log: &mut Vec<String>,
     ) -> Vec<SourceReport<P>> {
         let mut reports = Vec::new();
-        let is_running = |disk: &&SessionDisk| matches!(disk.state, State::Running { sealed: None });
+        let is_running =
+            |disk: &&SessionDisk| matches!(disk.state, State::Running { sealed: None });
         let mut running = self.disks.iter().filter(is_running).count();
         for number in 0..self.disks.len() {
             let disk = &mut self.disks[number];
@@ -161,7 +167,9 @@ impl SessionDisks {
         match disk.source.changed_since_open() {
             Ok(None) => Some(SourceReport::Totals { task, totals: disk.totals() }),
             Ok(Some(what)) => Some(SourceReport::Failed { task, failure: changed(disk, &what) }),
-            Err(error) => Some(SourceReport::Failed { task, failure: changed(disk, &error.to_string()) }),
+            Err(error) => {
+                Some(SourceReport::Failed { task, failure: changed(disk, &error.to_string()) })
+            }
         }
     }
 
@@ -212,7 +220,8 @@ fn begin(
     pipeline: &mut Pipeline,
     log: &mut Vec<String>,
 ) -> Result<(), Failure> {
-    let State::Waiting { id_key, base, durable } = std::mem::replace(&mut disk.state, State::Running { sealed: None })
+    let State::Waiting { id_key, base, durable } =
+        std::mem::replace(&mut disk.state, State::Running { sealed: None })
     else {
         return Ok(());
     };
