@@ -156,3 +156,51 @@ fn a_stopped_service_loses_nothing_that_was_appended() {
     assert_eq!(rebuilt.blocks, BLOCKS);
     check(&dir, point);
 }
+
+/// Figures for people: `cargo nextest run -p gantry-dataplane --run-ignored only append_speed`.
+#[test]
+#[ignore = "a measurement, not a test"]
+fn append_speed() {
+    const M1: usize = 1 << 20;
+    const COUNT: u64 = 3000;
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("repo");
+    admin::init(&dir, 1).unwrap();
+    let pool = PayloadPool::new(64, M1).unwrap();
+    let service = StoreService::spawn(&dir, vec![pool.buffers().clone()]).unwrap();
+    let mut offer = offer();
+    offer.disks[0].size_bytes = COUNT << 20;
+    offer.disks[0].block_size = BlockSize::M1;
+    let session = SessionId([9; 16]);
+    let handle = service.handle();
+    let (to, reports) = unbounded();
+    handle.subscribe(session, Box::new(move |report| drop(to.send(report)))).unwrap();
+    handle.submit(StoreCommand::OpenSession { session, offer }).unwrap();
+    let key = TaskKey { session, task: 0 };
+    handle.submit(StoreCommand::OpenTask { key }).unwrap();
+    let started = std::time::Instant::now();
+    for block in 0..COUNT {
+        let payload = loop {
+            match pool.take(M1) {
+                Some(payload) => break payload,
+                None => std::thread::sleep(Duration::from_micros(100)),
+            }
+        };
+        let mut id = [7; 32];
+        id[..8].copy_from_slice(&block.to_le_bytes());
+        let head = BlockHead {
+            id: gantry_common::ids::BlockId(id),
+            codec: Codec::Raw,
+            raw_len: M1 as u32,
+            checksum: StoredChecksum([0; 16]),
+        };
+        handle.submit(StoreCommand::Append { key, block, head, payload }).unwrap();
+    }
+    handle.submit(StoreCommand::Seal { key, totals: TaskTotals::default() }).unwrap();
+    while !matches!(reports.recv().unwrap(), StoreReport::Committed { .. }) {}
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "appended and committed {COUNT} MiB in {seconds:.2} s: {:.0} MiB/s",
+        COUNT as f64 / seconds
+    );
+}

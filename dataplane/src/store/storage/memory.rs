@@ -35,6 +35,7 @@ struct State {
     operations: u64,
     power_off_at: Option<u64>,
     faults: Vec<Fault>,
+    lies: Vec<String>,
     free_bytes: Option<u64>,
 }
 
@@ -129,6 +130,12 @@ impl MemoryStorage {
     /// Makes an operation fail.
     pub fn fail(&self, fault: Fault) {
         self.state().faults.push(fault);
+    }
+
+    /// From now on syncs of files and folders whose path contains this do nothing, and succeed: as
+    /// if the store had forgotten them.
+    pub fn forget_syncs(&self, path_part: &str) {
+        self.state().lies.push(path_part.to_owned());
     }
 
     /// What a disk holds after a power loss that takes every unsynced byte and name.
@@ -280,6 +287,9 @@ impl Storage for MemoryStorage {
 
     fn sync_dir(&self, path: &str) -> io::Result<()> {
         let mut state = self.begin("sync", path)?;
+        if state.lies.iter().any(|lie| path.contains(lie)) {
+            return Ok(());
+        }
         state.durable_names.retain(|full, _| parent(full) != path);
         let now: Vec<_> = state.names.iter().filter(|(full, _)| parent(full) == path).collect();
         let now: Vec<_> = now.into_iter().map(|(full, inode)| (full.clone(), *inode)).collect();
@@ -365,8 +375,11 @@ impl StorageFile for MemoryFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let lie = self.disk.state().lies.iter().any(|lie| self.path.contains(lie));
         self.content("sync", |inode| {
-            inode.durable = inode.now.clone();
+            if !lie {
+                inode.durable = inode.now.clone();
+            }
             Ok(())
         })
     }
