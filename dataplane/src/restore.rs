@@ -15,11 +15,15 @@ mod client;
 mod compare;
 mod decode;
 mod keeper;
+mod lookup;
+mod pack_files;
+mod plan;
 mod report;
 mod requests;
 mod resume;
 mod road;
 mod run;
+mod serve;
 mod session;
 mod stream;
 mod target;
@@ -29,7 +33,9 @@ mod zero;
 
 pub use client::{RestoreOptions, RestoreRequest, restore};
 pub use compare::verify_against;
+pub use pack_files::PackFiles;
 pub use report::{Bottleneck, Progress, RestoreReport, StageSummary};
+pub use serve::{ServeOptions, serve};
 pub use target::Destination;
 
 #[cfg(test)]

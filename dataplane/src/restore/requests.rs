@@ -10,13 +10,14 @@
 use std::collections::VecDeque;
 
 use gantry_common::extents::{Run, RunSet};
+use gantry_common::limits::NODE_CHILDREN;
 
 /// Blocks of one request at the most; also what the server accepts.
-pub(super) const READ_BLOCKS_MAX: u64 = 4096;
+pub(super) const READ_BLOCKS_MAX: u64 = 64 * NODE_CHILDREN;
 /// Blocks of one request where bytes come.
-const READ_BLOCKS_DENSE: u64 = 256;
+const READ_BLOCKS_DENSE: u64 = NODE_CHILDREN;
 /// Requests in flight.
-const READS_MAX: usize = 8;
+const READS_MAX: usize = 4;
 
 /// An answer that no honest repository gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -194,20 +195,24 @@ mod tests {
 
     #[test]
     fn requests_follow_the_gaps_and_grow_on_zeros() {
-        let mut requests = Requests::new(vec![run(10, 5), run(100, 100_000)], Ahead::any_order());
+        const LEAF: u64 = READ_BLOCKS_DENSE;
+        let gaps = vec![run(10, 5), run(100, 100 * READ_BLOCKS_MAX)];
+        let mut requests = Requests::new(gaps, Ahead::any_order());
         assert_eq!(requests.next(u64::MAX), Some((0, run(10, 5))));
-        assert_eq!(requests.next(u64::MAX), Some((1, run(100, READ_BLOCKS_DENSE - 100))));
+        assert_eq!(requests.next(u64::MAX), Some((1, run(100, LEAF - 100))));
         requests.zeros(run(10, 5)).unwrap();
         requests.answered(0, 0).unwrap();
-        assert_eq!(requests.next(u64::MAX), Some((2, run(256, 256))));
+        assert_eq!(requests.next(u64::MAX), Some((2, run(LEAF, LEAF))));
         for _ in 0..10 {
             let (number, run) = requests.next(u64::MAX).unwrap();
-            assert!(run.count <= READ_BLOCKS_MAX && run.end().unwrap().is_multiple_of(256));
+            assert!(run.count <= READ_BLOCKS_MAX && run.end().unwrap().is_multiple_of(LEAF));
             requests.zeros(run).unwrap();
             requests.answered(number, 0).unwrap();
         }
         assert_eq!(requests.next(u64::MAX).unwrap().1.count, READ_BLOCKS_MAX);
-        assert_eq!(requests.oldest(), Some(run(100, 156)));
+        assert_eq!(requests.oldest(), Some(run(100, LEAF - 100)));
+        assert!(requests.next(u64::MAX).is_some());
+        assert_eq!(requests.next(u64::MAX), None, "enough is under way");
     }
 
     #[test]

@@ -3,5 +3,7 @@
 mod disks;
 mod fake;
 mod hostile;
+mod read_engines;
 mod resuming;
 mod roads;
+mod served;

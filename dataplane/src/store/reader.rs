@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use gantry_common::extents::Run;
 use gantry_common::ids::{BlockId, IdKey, PointId, RepositoryId};
 
 use super::engine::take_lock;
@@ -13,7 +14,8 @@ use super::error::StoreError;
 use super::index::Location;
 use super::layout::{POINTS, PackNumber, points_dir};
 use super::manifest::{DiskRecord, Manifest, list_points};
-use super::map_tree::{TreeRoot, leaf_ids};
+use super::map_node::{node_blocks, tree_height};
+use super::map_tree::{TreeRoot, leaf_ids, node_id};
 use super::reconcile::{open_index, reconcile};
 use super::record::{RecordDecoder, RecordHead};
 use super::repo::Repo;
@@ -166,6 +168,25 @@ impl<S: Storage> StoreReader<S> {
     pub fn leaf(&self, disk: &DiskRecord, leaf: u64) -> Result<Vec<BlockId>, StoreError> {
         let tree = TreeRoot { root: disk.root, blocks: disk.blocks() };
         leaf_ids(&tree, leaf, &mut |id, level| self.repo.node(id, level))
+    }
+
+    /// The blocks of the largest map subtree around `block` that reads as zeros; nothing if its leaf
+    /// has blocks. What a sparse disk costs is so what its map costs, not its size.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if a node on the way is missing or damaged.
+    pub fn zero_subtree(&self, disk: &DiskRecord, block: u64) -> Result<Option<Run>, StoreError> {
+        let tree = TreeRoot { root: disk.root, blocks: disk.blocks() };
+        for level in (0..tree_height(tree.blocks)).rev() {
+            let span = node_blocks(level);
+            let index = block / span;
+            let id = node_id(&tree, level, index, &mut |id, level| self.repo.node(id, level))?;
+            if id.is_some_and(|id| id.is_zero()) {
+                let first = index * span;
+                return Ok(Some(Run { first, count: span.min(tree.blocks - first) }));
+            }
+        }
+        Ok(None)
     }
 
     /// Where these blocks stand; `None` for those in no pack, or known to be damaged.

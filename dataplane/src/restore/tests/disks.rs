@@ -58,6 +58,11 @@ impl Model {
 
     /// A block as stored: head and bytes; nothing for zeros.
     pub(super) fn stored(&self, block: u64) -> Option<(BlockHead, Vec<u8>)> {
+        self.stored_under(block, &KEY)
+    }
+
+    /// The same in a repository with this key.
+    pub(super) fn stored_under(&self, block: u64, key: &IdKey) -> Option<(BlockHead, Vec<u8>)> {
         let raw = self.blocks.get(&block)?;
         let mut out = vec![0; raw.len()];
         let mut compressor = Compressor::new(Compression::Fast).unwrap();
@@ -67,7 +72,7 @@ impl Model {
             out.clone_from(raw);
         }
         let head = BlockHead {
-            id: KEY.block_id(raw),
+            id: key.block_id(raw),
             codec: compressed.codec,
             raw_len: raw.len() as u32,
             checksum: StoredChecksum::of(&out),
