@@ -78,7 +78,8 @@ fn way_row(way: &Way, bar: Option<f64>, within: Option<bool>) -> String {
 /// `1.23 [1.20–1.30]`
 fn spread(spread: &Spread) -> String {
     let Spread { median, min, max } = spread;
-    format!("{median:.2} [{min:.2}–{max:.2}]")
+    let digits = if *max < 1000.0 { 2 } else { 0 };
+    format!("{median:.digits$} [{min:.digits$}–{max:.digits$}]")
 }
 
 /// The table of `end-to-end`.

@@ -23,6 +23,8 @@ use crate::measure::{Contender, Cost, STAGE_BAR, Stage, race};
 
 /// Bytes that a second of measurement sends: less than any of these transports can.
 const BYTES_PER_SECOND: f64 = 400e6;
+/// What the shortest block counts for, so that no transfer is of endlessly many.
+const BLOCK_BYTES_MIN: usize = 16 << 10;
 /// A transfer that takes longer has come to a halt.
 const TRANSFER_MAX: Duration = Duration::from_secs(300);
 /// Largest UDP payload on an Ethernet that quinn's defaults probe for.
@@ -38,9 +40,9 @@ pub(super) struct Traffic {
 impl Traffic {
     fn of(bench: &Bench<'_>) -> Result<Traffic> {
         let blocks = stored::compress(bench.sample, Compression::Optimal, bench.seconds_max())?;
-        let bytes: usize = blocks.iter().map(|block| block.bytes.len()).sum();
+        let bytes = blocks.iter().map(|block| block.bytes.len().max(BLOCK_BYTES_MIN));
         let wanted = (bench.seconds_max() * BYTES_PER_SECOND) as usize;
-        let passes = wanted.div_ceil(bytes.max(1)).max(1);
+        let passes = wanted.div_ceil(bytes.sum::<usize>().max(1)).max(1);
         Ok(Traffic { count: blocks.len() * passes, blocks })
     }
 
