@@ -40,6 +40,9 @@ mod tests;
 /// Records whose verification is under way at once; beyond, a query is answered "unknown".
 pub const CHECKS_MAX: usize = 1024;
 
+/// Writes of verification marks before the index is made durable, so that it reuses its pages.
+const MARKS_UNFLUSHED_MAX: u32 = 64;
+
 /// A record that must be read and found right before it may serve another session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Check {
@@ -92,6 +95,7 @@ pub struct Store<S: Storage> {
     /// Which session wrote a pack, for packs of this process.
     written_by: BTreeMap<PackNumber, SessionId>,
     packs_unflushed: u32,
+    marks_unflushed: u32,
     completions: Vec<Completion>,
     now_ms: u64,
     notes: Vec<String>,
@@ -152,6 +156,7 @@ impl<S: Storage> Store<S> {
             checked: Vec::new(),
             written_by: BTreeMap::new(),
             packs_unflushed: 0,
+            marks_unflushed: 0,
             completions: Vec::new(),
             now_ms: 0,
             notes,
@@ -326,7 +331,15 @@ impl<S: Storage> Store<S> {
     fn write_marks(&mut self) {
         if !self.checked.is_empty() {
             let checked = std::mem::take(&mut self.checked);
-            if let Err(error) = self.repo.index.mark(&checked) {
+            self.marks_unflushed += 1;
+            let flush = self.marks_unflushed >= MARKS_UNFLUSHED_MAX;
+            let marked = self.repo.index.mark(&checked);
+            let flushed =
+                marked.and_then(|()| if flush { self.repo.index.flush() } else { Ok(()) });
+            if flush {
+                self.marks_unflushed = 0;
+            }
+            if let Err(error) = flushed {
                 tracing::warn!("{error}");
             }
         }

@@ -74,8 +74,11 @@ impl<S: Storage> Store<S> {
         let answer = base.answer(disk.base);
         let (task, sealed) = self.start_task(key, disk, base.root, &head, earlier)?;
         let durable: Vec<Run> = task.durable.iter().collect();
-        if let Some((sealed, session)) = sealed.zip(self.sessions.get_mut(&key.session)) {
-            session.sealed.insert(key.task, (sealed, task.base.clone()));
+        if let Some(session) = self.sessions.get_mut(&key.session) {
+            // What an earlier connection sealed counts only if the journal still says so.
+            session.sealed.remove(&key.task);
+            let sealed = sealed.map(|sealed| (key.task, (sealed, task.base.clone())));
+            session.sealed.extend(sealed);
         }
         self.tasks.insert(key, task);
         self.reports.push_back(StoreReport::TaskOpened { key, base: answer, durable });

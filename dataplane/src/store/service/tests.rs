@@ -152,6 +152,10 @@ fn a_stopped_service_loses_nothing_that_was_appended() {
     assert!(line.bytes_stored > BLOCKS * u64::from(K256) / 2, "{line:?}");
     service.shut_down();
     check(&dir, point);
+    let (reader, _) = StoreReader::open(KernelStorage::new(&dir)).unwrap();
+    let held = StoreService::spawn(&dir, Vec::new()).err().unwrap().to_string();
+    assert!(held.contains("a process that reads it"), "{held}");
+    drop(reader);
     let rebuilt = admin::rebuild_index(KernelStorage::new(&dir)).unwrap();
     assert_eq!(rebuilt.blocks, BLOCKS);
     check(&dir, point);

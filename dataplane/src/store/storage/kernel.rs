@@ -195,7 +195,9 @@ impl Storage for KernelStorage {
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut holder = String::new();
                 let _ = (&mut file).take(512).read_to_string(&mut holder);
-                if holder.trim().is_empty() {
+                // The file names the last writer; if we could read beside them, they are readers.
+                let beside = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
+                if beside.is_ok() || holder.trim().is_empty() {
                     holder = "a process that reads it (verify, list or restore)".into();
                 }
                 return Err(LockError::Held(holder.trim().to_owned()));
