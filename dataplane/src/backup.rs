@@ -126,7 +126,8 @@ pub struct BackupReport {
     pub bytes_transferred: u64,
     /// Growth of the repository.
     pub bytes_stored: u64,
-    /// Raw bytes that needed no sending for each byte that did (zero blocks not counted).
+    /// Raw bytes of new blocks for each byte of them that had to be sent (zero and unchanged
+    /// blocks not counted).
     pub dedup_ratio: f64,
     /// Raw bytes sent for each byte transferred.
     pub compression_ratio: f64,
@@ -266,7 +267,7 @@ impl Report {
         let sum = |part: fn(&DiskReport) -> u64| disks.iter().map(part).sum::<u64>();
         let sent_raw = sum(|d| d.bytes_sent_raw);
         let transferred = sum(|d| d.bytes_transferred);
-        let spared = sum(|d| d.bytes_unchanged) + sum(|d| d.bytes_duplicate);
+        let duplicate = sum(|d| d.bytes_duplicate);
         let bottleneck = measured.time.bottleneck();
         BackupReport {
             point: self.point.to_string(),
@@ -282,7 +283,7 @@ impl Report {
             bytes_resumed: sum(|d| d.bytes_resumed),
             bytes_transferred: transferred,
             bytes_stored: sum(|d| d.bytes_stored),
-            dedup_ratio: ratio(spared + sent_raw, sent_raw),
+            dedup_ratio: ratio(duplicate + sent_raw, sent_raw),
             compression_ratio: ratio(sent_raw, transferred),
             wall_seconds: took.as_secs_f64(),
             cpu_seconds: resources::cpu_seconds() - cpu_before,

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::backup::random;
 use crate::repository::Repository;
+use crate::restore::PackFiles;
 use crate::store::service::StoreService;
 use crate::transport::{
     self, Connection, Identity, Options, OutFrame, TicketKey, TransportError, TransportKind, Trust,
@@ -140,13 +141,14 @@ impl LocalRepository {
     /// `Target`: no repository there, damaged, or in use by another mover.
     pub fn open(dir: &Path) -> Result<LocalRepository, Failure> {
         let service = StoreService::spawn(dir, Vec::new()).map_err(Failure::from)?;
+        let files = PackFiles::start()?;
         let tickets = TicketKey::random().map_err(Failure::from)?;
         let (connections, mut queue) = mpsc::unbounded_channel();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let Ok(runtime) = runtime else { return };
             let local = tokio::task::LocalSet::new();
-            let repository = Repository::new(service.handle(), tickets, false);
+            let repository = Repository::new(service.handle(), files, tickets, false);
             let serving = std::rc::Rc::clone(&repository);
             local.block_on(&runtime, async move {
                 while let Some(connection) = queue.recv().await {

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::payload::{Payload, PayloadPool};
 use crate::receive::{Admitted, SessionDriver};
+use crate::restore::{self, PackFiles, ServeOptions};
 use crate::store::admin;
 use crate::store::service::StoreHandle;
 use crate::transport::{
@@ -36,6 +37,7 @@ const POINTS_A_PAGE: usize = 64;
 /// The repository mover's service on one runtime (tokio `LocalSet`).
 pub struct Repository {
     store: StoreHandle,
+    files: PackFiles,
     tickets: TicketKey,
     tickets_required: bool,
     sessions: RefCell<HashMap<SessionId, Running>>,
@@ -51,9 +53,14 @@ struct Running {
 impl Repository {
     /// A service over this store. With `tickets_required` (under gantryd) no peer starts anything
     /// without a ticket; otherwise the pinned peers may start sessions and are issued one.
-    pub fn new(store: StoreHandle, tickets: TicketKey, tickets_required: bool) -> Rc<Repository> {
+    pub fn new(
+        store: StoreHandle,
+        files: PackFiles,
+        tickets: TicketKey,
+        tickets_required: bool,
+    ) -> Rc<Repository> {
         let sessions = RefCell::default();
-        Rc::new(Repository { store, tickets, tickets_required, sessions })
+        Rc::new(Repository { store, files, tickets, tickets_required, sessions })
     }
 
     /// Sessions with a connection, or whose work is not over.
@@ -95,10 +102,15 @@ impl Repository {
                     Admission { session: hello.session, offer, repository, id_key, ticket };
                 self.attach(connection, admission).await;
             }
-            Intent::Restore(_) => {
-                let text = "this mover serves no restores yet";
-                let failure = Failure::new(FailureKind::Refused, text);
-                return Err((Box::new(connection), failure));
+            Intent::Restore(offer) => {
+                let Connection { sender, receiver, .. } = connection;
+                let reader = self.store.reader().clone();
+                let options = ServeOptions { ticket, ..ServeOptions::default() };
+                let files = self.files.clone();
+                let served = restore::serve(offer, reader, sender, receiver, files, options);
+                if let Err(failure) = served.await {
+                    tracing::warn!("restore ended: {failure}");
+                }
             }
             Intent::List { name } => {
                 self.list(connection, &name, repository, id_key).await;

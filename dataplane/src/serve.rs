@@ -13,6 +13,7 @@ use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::repository::{Repository, now_ms};
+use crate::restore::PackFiles;
 use crate::store::admin;
 use crate::store::service::StoreService;
 use crate::transport::{Identity, Listener, Options, TicketKey, Trust};
@@ -112,6 +113,7 @@ pub fn run(config: ServeConfig, ready: impl FnOnce(SocketAddr)) -> Result<(), Fa
         None => (TicketKey::random().map_err(Failure::from)?, false),
     };
     let service = StoreService::spawn(&repository.path, Vec::new()).map_err(Failure::from)?;
+    let files = PackFiles::start()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
         Failure::new(FailureKind::Internal, format!("starting tokio failed: {error}"))
@@ -123,7 +125,7 @@ pub fn run(config: ServeConfig, ready: impl FnOnce(SocketAddr)) -> Result<(), Fa
         let listener = listener.map_err(|error| {
             usage(&format!("listening on {} failed: {error}", config.listen.address))
         })?;
-        let repository = Repository::new(service.handle(), tickets, required);
+        let repository = Repository::new(service.handle(), files, tickets, required);
         ready(listener.address());
         accept(&config, &identity, listener, repository).await
     });

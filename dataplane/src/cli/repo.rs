@@ -1,6 +1,8 @@
 //! `gantry-mover repo` and `point`: looking after a repository.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::units::format_bytes;
@@ -9,11 +11,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::arguments::{FolderArguments, PointCommand, RepoCommand};
+use super::display::Bars;
 use super::{connector, runtime, say, say_json, usage};
 use crate::repository::now_ms;
+use crate::restore::Progress;
 use crate::store::admin::{self, PointLine, RepoStat};
 use crate::store::reader::StoreReader;
 use crate::store::storage::kernel::KernelStorage;
+use crate::store::verify::{self, VerifyReport};
 
 pub(super) fn run(command: RepoCommand) -> Result<(), Failure> {
     match command {
@@ -117,8 +122,59 @@ fn stat_lines(stat: &RepoStat) -> Vec<String> {
 }
 
 fn verify(folder: &FolderArguments) -> Result<(), Failure> {
-    let _ = folder;
-    Err(Failure::new(FailureKind::Internal, "repo verify: the store's part is on its way"))
+    let numbers = Arc::new(Progress::default());
+    let bar = Bars::of_restore("verify", Arc::clone(&numbers));
+    let mut progress = |done, all| {
+        numbers.done_bytes.store(done, Ordering::Relaxed);
+        numbers.todo_bytes.store(all, Ordering::Relaxed);
+    };
+    let report = verify::verify(&open(&folder.dir)?, &mut progress);
+    drop(bar);
+    let report = report?;
+    show(folder, &report, &verify_lines(&report))?;
+    if report.is_clean() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        FailureKind::Target,
+        format!(
+            "repository {} is damaged: {} places, named above. Points not named there are whole; \
+             the next backup of a disk that is hit sends its damaged blocks again",
+            folder.dir.display(),
+            report.damages,
+        ),
+    ))
+}
+
+fn verify_lines(report: &VerifyReport) -> Vec<String> {
+    let mut lines = vec![format!(
+        "{} packs, {} records good, {} read, {} points, {} map nodes",
+        report.packs,
+        report.records_good,
+        format_bytes(report.bytes_read),
+        report.points,
+        report.nodes
+    )];
+    lines.extend(
+        report
+            .damaged
+            .iter()
+            .map(|at| format!("DAMAGED {} at {}: {}", at.file, at.offset, at.what)),
+    );
+    lines.extend(report.hits.iter().map(|hit| {
+        let blocks: Vec<String> =
+            hit.runs.iter().map(|run| format!("{}+{}", run.first, run.count)).collect();
+        format!(
+            "  hits point {} of {}, disk {}: {} blocks lost ({})",
+            hit.point,
+            hit.name,
+            hit.disk,
+            hit.blocks_lost,
+            blocks.join(", ")
+        )
+    }));
+    lines.extend(report.notes.iter().map(|note| format!("  - {note}")));
+    lines
 }
 
 /// `point list`.
