@@ -17,13 +17,12 @@ use serde::Serialize;
 
 use crate::connect::Connector;
 use crate::disk::Disk;
+use crate::host::{self, now_ms, random};
 use crate::pipeline::plan::{PlanOptions, ReadMode};
-use crate::pipeline::stats::{Bottleneck, Progress, StageSummary};
 use crate::pipeline::{Pipeline, PipelineSettings, PipelineStats};
-use crate::repository::now_ms;
-use crate::resources;
 use crate::send::disks::{SessionDisk, SessionDisks};
 use crate::send::{SendDriver, SendStats, Sent};
+use crate::stats::{Bottleneck, Progress, StageSummary};
 use crate::transport::Pacer;
 
 /// One disk of a backup.
@@ -64,24 +63,19 @@ pub struct BackupOptions {
     pub reconnect_for: Duration,
 }
 
-/// What came of one disk.
-#[derive(Debug, Clone, Serialize)]
-pub struct DiskReport {
-    /// File or device.
-    pub source: String,
-    /// How it was read.
-    pub mode: Option<ReadMode>,
-    /// Why so.
-    pub reason: Option<String>,
+/// Bytes by what became of them; in JSON these stand among the fields of the disk or session.
+/// `virtual` = `zero` + `unchanged` + `duplicate` + `sent_raw` + `resumed`.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Volumes {
     /// Bytes of the disk.
     pub bytes_virtual: u64,
     /// Bytes whose fate this run decided: all but `bytes_resumed`.
     pub bytes_processed: u64,
-    /// Bytes read.
+    /// Bytes read from the source.
     pub bytes_read: u64,
     /// Bytes in blocks of zeros, holes included.
     pub bytes_zero: u64,
-    /// Bytes taken over from the base.
+    /// Bytes in blocks taken over from the base.
     pub bytes_unchanged: u64,
     /// Bytes in blocks that the repository had.
     pub bytes_duplicate: u64,
@@ -93,6 +87,51 @@ pub struct DiskReport {
     pub bytes_transferred: u64,
     /// Bytes that the repository grew by.
     pub bytes_stored: u64,
+}
+
+impl Volumes {
+    fn of(disk: &SessionDisk) -> Volumes {
+        let totals = disk.totals();
+        Volumes {
+            bytes_virtual: disk.size_bytes,
+            bytes_processed: disk.size_bytes - totals.bytes_resumed,
+            bytes_read: totals.bytes_read,
+            bytes_zero: totals.bytes_zero,
+            bytes_unchanged: totals.bytes_unchanged,
+            bytes_duplicate: totals.bytes_duplicate,
+            bytes_sent_raw: totals.bytes_sent_raw,
+            bytes_resumed: totals.bytes_resumed,
+            bytes_transferred: totals.bytes_transferred,
+            bytes_stored: disk.bytes_stored(),
+        }
+    }
+
+    fn add(&mut self, other: &Volumes) {
+        self.bytes_virtual += other.bytes_virtual;
+        self.bytes_processed += other.bytes_processed;
+        self.bytes_read += other.bytes_read;
+        self.bytes_zero += other.bytes_zero;
+        self.bytes_unchanged += other.bytes_unchanged;
+        self.bytes_duplicate += other.bytes_duplicate;
+        self.bytes_sent_raw += other.bytes_sent_raw;
+        self.bytes_resumed += other.bytes_resumed;
+        self.bytes_transferred += other.bytes_transferred;
+        self.bytes_stored += other.bytes_stored;
+    }
+}
+
+/// What came of one disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct DiskReport {
+    /// File or device.
+    pub source: String,
+    /// How it was read.
+    pub mode: Option<ReadMode>,
+    /// Why so.
+    pub reason: Option<String>,
+    /// Its bytes.
+    #[serde(flatten)]
+    pub volumes: Volumes,
     /// Stages as the workers saw them.
     pub stages: Vec<StageSummary>,
 }
@@ -107,25 +146,8 @@ pub struct BackupReport {
     /// The VM's name.
     pub name: String,
     /// Bytes of all disks.
-    pub bytes_virtual: u64,
-    /// As [`DiskReport::bytes_processed`], over all disks.
-    pub bytes_processed: u64,
-    /// As in [`DiskReport`], and so on.
-    pub bytes_read: u64,
-    /// Zero blocks.
-    pub bytes_zero: u64,
-    /// Unchanged blocks.
-    pub bytes_unchanged: u64,
-    /// Blocks that the repository had.
-    pub bytes_duplicate: u64,
-    /// Raw bytes of the blocks sent.
-    pub bytes_sent_raw: u64,
-    /// From an interrupted attempt.
-    pub bytes_resumed: u64,
-    /// Stored bytes of the blocks sent.
-    pub bytes_transferred: u64,
-    /// Growth of the repository.
-    pub bytes_stored: u64,
+    #[serde(flatten)]
+    pub volumes: Volumes,
     /// Raw bytes of new blocks for each byte of them that had to be sent (zero and unchanged
     /// blocks not counted).
     pub dedup_ratio: f64,
@@ -160,7 +182,7 @@ pub async fn run(
     watch: impl FnOnce(Vec<(String, Arc<Progress>)>),
 ) -> Result<BackupReport, Failure> {
     let started = Instant::now();
-    let cpu_before = resources::cpu_seconds();
+    let cpu_before = host::cpu_seconds();
     let (offers, disks, mut log) = open_disks(&options)?;
     watch(disks.iter().map(|disk| (disk.label.clone(), Arc::clone(&disk.progress))).collect());
     let offer = SessionOffer {
@@ -191,15 +213,6 @@ pub async fn run(
     log.extend(measured.notes.iter().cloned());
     let report = Report { point, session, name: options.name, log };
     Ok(report.make(&disks, &stats, &measured, started.elapsed(), cpu_before))
-}
-
-/// Random bytes for ids.
-pub fn random<const N: usize>() -> Result<[u8; N], Failure> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Failure::new(FailureKind::Internal, format!("no random numbers: {error}"))
-    })?;
-    Ok(bytes)
 }
 
 type Opened = (Vec<DiskOffer>, Vec<SessionDisk>, Vec<String>);
@@ -264,30 +277,20 @@ impl Report {
     ) -> BackupReport {
         let disks: Vec<DiskReport> =
             disks.iter().enumerate().map(|(n, disk)| disk_report(n, disk, measured)).collect();
-        let sum = |part: fn(&DiskReport) -> u64| disks.iter().map(part).sum::<u64>();
-        let sent_raw = sum(|d| d.bytes_sent_raw);
-        let transferred = sum(|d| d.bytes_transferred);
-        let duplicate = sum(|d| d.bytes_duplicate);
+        let mut volumes = Volumes::default();
+        disks.iter().for_each(|disk| volumes.add(&disk.volumes));
+        let sent_raw = volumes.bytes_sent_raw;
         let bottleneck = measured.time.bottleneck();
         BackupReport {
             point: self.point.to_string(),
             session: self.session.to_string(),
             name: self.name,
-            bytes_virtual: sum(|d| d.bytes_virtual),
-            bytes_processed: sum(|d| d.bytes_processed),
-            bytes_read: sum(|d| d.bytes_read),
-            bytes_zero: sum(|d| d.bytes_zero),
-            bytes_unchanged: sum(|d| d.bytes_unchanged),
-            bytes_duplicate: sum(|d| d.bytes_duplicate),
-            bytes_sent_raw: sent_raw,
-            bytes_resumed: sum(|d| d.bytes_resumed),
-            bytes_transferred: transferred,
-            bytes_stored: sum(|d| d.bytes_stored),
-            dedup_ratio: ratio(duplicate + sent_raw, sent_raw),
-            compression_ratio: ratio(sent_raw, transferred),
+            dedup_ratio: ratio(volumes.bytes_duplicate + sent_raw, sent_raw),
+            compression_ratio: ratio(sent_raw, volumes.bytes_transferred),
+            volumes,
             wall_seconds: took.as_secs_f64(),
-            cpu_seconds: resources::cpu_seconds() - cpu_before,
-            peak_rss_bytes: resources::peak_rss_bytes(),
+            cpu_seconds: host::cpu_seconds() - cpu_before,
+            peak_rss_bytes: host::peak_rss_bytes(),
             bottleneck,
             bottleneck_name: bottleneck.name(),
             network: vec![stats.send.summary("send"), stats.durable.summary("durable")],
@@ -298,23 +301,13 @@ impl Report {
 }
 
 fn disk_report(number: usize, disk: &SessionDisk, measured: &PipelineStats) -> DiskReport {
-    let totals = disk.totals();
     let (mode, reason) = disk.plan.clone().unzip();
     let stages = measured.tasks.get(&(number as u16)).map(|stages| stages.summary());
     DiskReport {
         source: disk.label.clone(),
         mode,
         reason,
-        bytes_virtual: disk.size_bytes,
-        bytes_processed: disk.size_bytes - totals.bytes_resumed,
-        bytes_read: totals.bytes_read,
-        bytes_zero: totals.bytes_zero,
-        bytes_unchanged: totals.bytes_unchanged,
-        bytes_duplicate: totals.bytes_duplicate,
-        bytes_sent_raw: totals.bytes_sent_raw,
-        bytes_resumed: totals.bytes_resumed,
-        bytes_transferred: totals.bytes_transferred,
-        bytes_stored: disk.bytes_stored(),
+        volumes: Volumes::of(disk),
         stages: stages.unwrap_or_default(),
     }
 }

@@ -11,7 +11,7 @@ use gantry_common::ids::SessionId;
 use gantry_common::wire::{Intent, PROTOCOL, PointSummary, ToSource, ToTarget};
 use tokio::sync::mpsc;
 
-use crate::backup::random;
+use crate::host::random;
 use crate::repository::Repository;
 use crate::restore::PackFiles;
 use crate::store::service::StoreService;

@@ -6,6 +6,7 @@
 
 pub mod payload;
 pub mod disk;
+pub mod unit;
 pub mod reader;
 pub mod filter;
 pub mod compress;
@@ -16,7 +17,8 @@ pub mod pipeline;
 pub mod repository;
 pub mod restore;
 pub mod transport;
-pub mod resources;
+pub mod stats;
+pub mod host;
 pub mod connect;
 pub mod backup;
 pub mod serve;

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use gantry_common::failure::{Failure, FailureKind};
-use gantry_common::ids::{BlockId, IdKey};
+use gantry_common::ids::IdKey;
 use gantry_common::limits;
 use gantry_common::session::source_port::SourceReport;
 use gantry_common::units::{BlockSize, Compression};
@@ -22,15 +22,15 @@ use gantry_uring::buffer::BufferPool;
 use gantry_uring::wake::Waker;
 
 use crate::disk::Disk;
+use crate::unit::{TaskDisk, Unit};
 
 pub mod plan;
-pub mod stats;
 mod planner;
 mod worker;
 
+use crate::stats::{Downstream, Progress, TaskStages, WorkerTime};
 use planner::Planner;
 pub use planner::PlannerInput;
-use stats::{Downstream, Progress, TaskStages, WorkerTime};
 use worker::{Answer, Worker};
 
 /// How the source side runs.
@@ -44,47 +44,6 @@ pub struct PipelineSettings {
     pub block_size: BlockSize,
     /// Compression.
     pub compression: Compression,
-}
-
-/// One disk being backed up, shared by its planner and the workers.
-pub struct TaskDisk {
-    /// Its task.
-    pub task: TaskNumber,
-    /// The opened source.
-    pub source: Arc<Disk>,
-    /// Name for messages.
-    pub label: String,
-    /// Bytes.
-    pub size_bytes: u64,
-    /// Block size.
-    pub block_size: BlockSize,
-    /// Key for ids.
-    pub id_key: IdKey,
-    /// Live numbers.
-    pub progress: Arc<Progress>,
-    wakers: Arc<Vec<Waker>>,
-}
-
-impl TaskDisk {
-    /// Blocks of the disk.
-    pub fn blocks(&self) -> u64 {
-        self.block_size.block_count(self.size_bytes)
-    }
-
-    /// Tells sleeping workers that there is a unit.
-    fn wake_workers(&self) {
-        self.wakers.iter().for_each(Waker::wake);
-    }
-}
-
-/// One block to be read.
-pub struct Unit {
-    /// Its disk.
-    pub disk: Arc<TaskDisk>,
-    /// Block number.
-    pub block: u64,
-    /// Its id in the base, if it need not be sent when it has that.
-    pub expected: Option<BlockId>,
 }
 
 /// A report with the worker it came from (planners use `usize::MAX`).

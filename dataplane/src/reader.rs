@@ -16,7 +16,7 @@ use gantry_uring::files::{FileSlot, Registration};
 use gantry_uring::ring::{Ring, RingConfig};
 use gantry_uring::wake::Waker;
 
-use crate::pipeline::Unit;
+use crate::unit::Unit;
 
 /// A block that was read, or was not.
 pub struct ReadDone {

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::{IdKey, RepositoryId, SessionId};
@@ -18,6 +18,7 @@ use gantry_common::wire::{
 };
 use tokio::sync::mpsc;
 
+use crate::host::now_ms;
 use crate::payload::{Payload, PayloadPool};
 use crate::receive::{Admitted, SessionDriver};
 use crate::restore::{self, PackFiles, ServeOptions};
@@ -277,11 +278,6 @@ fn receive_pool(offer: &SessionOffer) -> Result<PayloadPool, Failure> {
     PayloadPool::new(slots, largest).map_err(|error| {
         Failure::new(FailureKind::Target, format!("no memory for receive buffers: {error}"))
     })
-}
-
-/// Milliseconds since 1970.
-pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 const _: () = assert!(wire::PROTOCOL == 1, "check() names the only protocol there is");

@@ -17,8 +17,8 @@ use gantry_common::wire::{self, MarkKind, TaskNumber, ToSource, ToTarget};
 use tokio::sync::mpsc;
 
 use crate::connect::Connector;
-use crate::pipeline::stats::{StageStats, Wait};
 use crate::pipeline::{Pipeline, PipelineEnds, PlannerInput};
+use crate::stats::{StageStats, Wait};
 use crate::transport::{CloseReason, Connection, FrameSender, OutFrame, Pacer, TransportError};
 
 pub mod disks;

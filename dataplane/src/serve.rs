@@ -12,7 +12,8 @@ use gantry_common::failure::{Failure, FailureKind};
 use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::repository::{Repository, now_ms};
+use crate::host::now_ms;
+use crate::repository::Repository;
 use crate::restore::PackFiles;
 use crate::store::admin;
 use crate::store::service::StoreService;

@@ -12,7 +12,7 @@ use super::arguments::BackupArguments;
 use super::display::Bars;
 use super::{connector, read_text, runtime, say, say_json, usage};
 use crate::backup::{self, BackupOptions, BackupReport, BackupSource};
-use crate::resources;
+use crate::host;
 use crate::transport::Pacer;
 
 /// How often the rate file is looked at.
@@ -63,7 +63,7 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
             changed_extents: changed.map(|file| read_extents(file)).transpose()?,
         });
     }
-    let cores = resources::worker_cores(arguments.workers, arguments.cpu_set.as_deref());
+    let cores = host::worker_cores(arguments.workers, arguments.cpu_set.as_deref());
     Ok(BackupOptions {
         name: arguments.name.clone(),
         sources: list,
@@ -117,19 +117,20 @@ async fn follow_rate(file: PathBuf, pacer: Pacer) {
 }
 
 fn print(report: &BackupReport) -> Result<(), Failure> {
+    let volumes = &report.volumes;
     say(&format!("point {} of {} is committed", report.point, report.name));
     let row = |name: &str, bytes: u64| say(&format!("  {name:<12} {:>12}", format_bytes(bytes)));
-    row("processed", report.bytes_processed);
-    row("read", report.bytes_read);
-    row("zero", report.bytes_zero);
-    row("unchanged", report.bytes_unchanged);
-    row("duplicate", report.bytes_duplicate);
-    if report.bytes_resumed > 0 {
-        row("resumed", report.bytes_resumed);
+    row("processed", volumes.bytes_processed);
+    row("read", volumes.bytes_read);
+    row("zero", volumes.bytes_zero);
+    row("unchanged", volumes.bytes_unchanged);
+    row("duplicate", volumes.bytes_duplicate);
+    if volumes.bytes_resumed > 0 {
+        row("resumed", volumes.bytes_resumed);
     }
-    row("transferred", report.bytes_transferred);
-    row("stored", report.bytes_stored);
-    let rate = report.bytes_processed as f64 / report.wall_seconds.max(1e-9);
+    row("transferred", volumes.bytes_transferred);
+    row("stored", volumes.bytes_stored);
+    let rate = volumes.bytes_processed as f64 / report.wall_seconds.max(1e-9);
     say(&format!(
         "  {:.1} s, {}/s, CPU {:.1} s, peak memory {}, compression {:.2}, dedup {:.2}",
         report.wall_seconds,

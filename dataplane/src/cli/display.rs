@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::pipeline::stats::Progress;
 use crate::restore::Progress as RestoreProgress;
+use crate::stats::Progress;
 
 /// Bars that follow live numbers until dropped; none if standard error is no terminal.
 pub struct Bars {

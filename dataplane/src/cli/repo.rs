@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::arguments::{FolderArguments, PointCommand, RepoCommand};
 use super::display::Bars;
 use super::{connector, runtime, say, say_json, usage};
-use crate::repository::now_ms;
+use crate::host::now_ms;
 use crate::restore::Progress;
 use crate::store::admin::{self, PointLine, RepoStat};
 use crate::store::reader::StoreReader;

@@ -16,9 +16,10 @@ use gantry_common::limits::NODE_CHILDREN;
 use gantry_common::session::source_port::SourceReport;
 use gantry_common::wire::{Mark, MarkKind};
 
+use super::ReportSender;
 use super::plan::{Plan, ReadMode};
-use super::stats::Progress;
-use super::{ReportSender, TaskDisk, Unit};
+use crate::stats::Progress;
+use crate::unit::{TaskDisk, Unit};
 
 /// Leaves of base ids asked for ahead of the reader.
 const LEAVES_AHEAD: usize = 4;

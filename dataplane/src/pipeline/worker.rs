@@ -21,11 +21,12 @@ use gantry_common::wire::{BlockHead, Mark, MarkKind, TaskNumber};
 use gantry_uring::buffer::{BufferPool, PooledBuf};
 use gantry_uring::wake::Waker;
 
-use super::stats::{Downstream, Progress, Stage, TaskStages, Wait, WorkerTime};
-use super::{ReportSender, Unit};
+use super::ReportSender;
 use crate::compress::Compressor;
 use crate::filter;
 use crate::reader::{ReadDone, Reader};
+use crate::stats::{Downstream, Progress, Stage, TaskStages, Wait, WorkerTime};
+use crate::unit::Unit;
 
 /// The target's answer about one block.
 #[derive(Debug, Clone, Copy)]

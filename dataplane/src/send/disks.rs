@@ -16,8 +16,8 @@ use gantry_common::wire::{BaseAnswer, TaskNumber, TaskTotals};
 use super::fates::{Fate, Fates};
 use crate::disk::Disk;
 use crate::pipeline::plan::{self, PlanOptions, ReadMode};
-use crate::pipeline::stats::Progress;
 use crate::pipeline::{DiskFacts, Pipeline};
+use crate::stats::Progress;
 
 enum State {
     /// The target has not opened its task yet.

@@ -1,8 +1,25 @@
-//! What this process used, and which cores it may use.
+//! What the host gives: clock, random numbers, cores; and what this process has used of it.
 //!
-//! In: /proc and the affinity mask. Out: numbers for reports, core lists for workers.
+//! In: the kernel, /proc and the affinity mask. Out: numbers for ids and reports, core lists.
 
 use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use gantry_common::failure::{Failure, FailureKind};
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Random bytes for ids.
+pub fn random<const N: usize>() -> Result<[u8; N], Failure> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Failure::new(FailureKind::Internal, format!("no random numbers: {error}"))
+    })?;
+    Ok(bytes)
+}
 
 /// CPU seconds of this process so far, user and system, all threads (`/proc/self/stat`, proc(5)).
 pub fn cpu_seconds() -> f64 {
