@@ -34,7 +34,7 @@ mod zero;
 pub use client::{RestoreOptions, RestoreRequest, restore};
 pub use compare::verify_against;
 pub use pack_files::PackFiles;
-pub use report::{Bottleneck, Progress, RestoreReport, StageSummary};
+pub use report::{Progress, RestoreReport};
 pub use serve::{ServeOptions, serve};
 pub use target::Destination;
 

@@ -70,7 +70,8 @@ impl StageStats {
         }
     }
 
-    fn merge(&mut self, other: &StageStats) {
+    /// Adds another worker's numbers.
+    pub fn merge(&mut self, other: &StageStats) {
         self.bytes += other.bytes;
         self.busy_ns += other.busy_ns;
         // Both resize automatically, so adding cannot fail on range.

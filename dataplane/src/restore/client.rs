@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::wire::{RestoreOffer, TicketBytes};
 
-use super::report::{Progress, RestoreReport, cpu_seconds, peak_rss_bytes};
+use super::report::{Progress, RestoreReport};
 use super::road::Road;
 use super::run::RestoreRun;
 use super::session::Ended;
 use super::target::Destination;
+use crate::host::{cpu_seconds, peak_rss_bytes};
 use crate::transport::Connection;
 
 /// Workers of one restore at the most.

@@ -83,8 +83,15 @@ pub(super) fn look_up(
         offer.disk, record.label, manifest.name, manifest.point
     );
     let disk = Arc::new(Disk { store, record, label });
-    let _ = found.send(Found::Opened(Ok(manifest.summary())));
-    let pool = ReadPool::new(limits::RESTORE_POOL_BYTES / READ_BYTES_MAX, READ_BYTES_MAX);
+    let buffers = limits::RESTORE_POOL_BYTES / READ_BYTES_MAX;
+    let pool = ReadPool::new(buffers, READ_BYTES_MAX)
+        .map_err(|error| Failure::new(FailureKind::Internal, format!("no memory: {error}")));
+    let (opened, pool) = match pool {
+        Ok(pool) => (Ok(manifest.summary()), Some(pool)),
+        Err(failure) => (Err(failure), None),
+    };
+    let _ = found.send(Found::Opened(opened));
+    let Some(pool) = pool else { return };
     let lookup = Lookup { disk, files, pool, found };
     for request in requests {
         // Gone with the connection.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use gantry_common::failure::{Failure, FailureKind};
+use gantry_uring::buffer::{BufferPool, PooledBuf};
 use gantry_uring::direct::open_read_only;
 use gantry_uring::ring::{Ring, RingConfig};
 use tokio::sync::mpsc;
@@ -140,10 +141,9 @@ async fn read_one(
     while filled < len {
         // A read that stopped at an odd place goes on from the last aligned one.
         let from = filled - filled % ALIGN;
-        let (skip, bytes) = buf.lend();
-        let slice = bytes.slice(skip + from..skip + len);
-        let (result, slice) = file.read_at(slice, offset + from as u64).await;
-        buf.give_back(slice.into_inner());
+        let Some(bytes) = buf.buf.take() else { break };
+        let (result, slice) = file.read_at(bytes.slice(from..len), offset + from as u64).await;
+        buf.buf = Some(slice.into_inner());
         match result {
             Ok(read) if from + read <= filled => return (buf, Ok(filled)),
             Ok(read) => filled = from + read,
@@ -159,77 +159,62 @@ fn read_blocking(mut inbox: mpsc::UnboundedReceiver<ReadOrder>) {
     while let Some(order) = inbox.blocking_recv() {
         let ReadOrder { path, offset, len, mut buf, callback } = order;
         let read = files.get(&path, Rc::new).and_then(|file| {
-            let space = &mut buf.bytes_mut()[..len];
-            file.read_exact_at(space, offset).map(|()| len)
+            let space = buf.buf.as_deref_mut().and_then(|bytes| bytes.get_mut(..len));
+            file.read_exact_at(space.unwrap_or_default(), offset).map(|()| len)
         });
         callback(buf, read);
     }
 }
 
-/// The read buffers of one restore, made when first needed.
+/// The read buffers of one restore; memory that is not used yet costs nothing.
 #[derive(Debug)]
 pub(super) struct ReadPool {
-    home: Sender<Vec<u8>>,
-    free: Receiver<Vec<u8>>,
-    bytes: usize,
+    home: Sender<PooledBuf>,
+    free: Receiver<PooledBuf>,
 }
 
 impl ReadPool {
     /// `buffers` buffers of `bytes` bytes.
-    pub(super) fn new(buffers: usize, bytes: usize) -> ReadPool {
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn new(buffers: usize, bytes: usize) -> io::Result<ReadPool> {
+        let pool = BufferPool::new(buffers, bytes)?;
         let (home, free) = crossbeam_channel::bounded(buffers);
-        for _ in 0..buffers {
-            // Room for every buffer: this cannot fail.
-            let _ = home.try_send(Vec::new());
+        while let Some(buf) = pool.try_take() {
+            // There is room for every buffer.
+            let _ = home.try_send(buf);
         }
-        ReadPool { home, free, bytes }
+        Ok(ReadPool { home, free })
     }
 
     /// A buffer, as soon as one is free.
     pub(super) fn take(&self) -> Option<ReadBuf> {
-        let mut bytes = self.free.recv().ok()?;
-        bytes.resize(self.bytes + ALIGN, 0);
-        let skip = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
-        Some(ReadBuf { bytes, skip, len: self.bytes, home: self.home.clone() })
+        let buf = self.free.recv().ok()?;
+        Some(ReadBuf { buf: Some(buf), home: self.home.clone() })
     }
 }
 
 /// A buffer of a [`ReadPool`]; its drop returns it.
-///
-/// A `Vec`, since tokio-uring takes no other memory from safe code; O_DIRECT wants aligned memory,
-/// so it is longer than needed and its first bytes are skipped. It never grows, so it never moves.
 #[derive(Debug)]
 pub(super) struct ReadBuf {
-    bytes: Vec<u8>,
-    skip: usize,
-    len: usize,
-    home: Sender<Vec<u8>>,
-}
-
-impl ReadBuf {
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.skip..self.skip + self.len]
-    }
-
-    fn lend(&mut self) -> (usize, Vec<u8>) {
-        (self.skip, std::mem::take(&mut self.bytes))
-    }
-
-    fn give_back(&mut self, bytes: Vec<u8>) {
-        self.bytes = bytes;
-    }
+    /// Nothing while the kernel has it.
+    buf: Option<PooledBuf>,
+    home: Sender<PooledBuf>,
 }
 
 impl AsRef<[u8]> for ReadBuf {
     fn as_ref(&self) -> &[u8] {
-        self.bytes.get(self.skip..self.skip + self.len).unwrap_or_default()
+        self.buf.as_deref().unwrap_or_default()
     }
 }
 
 impl Drop for ReadBuf {
     fn drop(&mut self) {
-        // A buffer that was lost in the kernel is replaced by a new one.
-        let _ = self.home.try_send(std::mem::take(&mut self.bytes));
+        if let Some(buf) = self.buf.take() {
+            // There is room for every buffer; a pool that is gone needs none back.
+            let _ = self.home.try_send(buf);
+        }
     }
 }
 
@@ -245,7 +230,7 @@ mod tests {
         let path = dir.path().join("pack");
         let content: Vec<u8> = (0..40_000u32).map(|at| (at / 7) as u8).collect();
         std::fs::write(&path, &content).unwrap();
-        let pool = ReadPool::new(2, 64 << 10);
+        let pool = ReadPool::new(2, 64 << 10).unwrap();
         let files = PackFiles::start().unwrap();
         for blocking in [false, true] {
             for (name, offset, len) in

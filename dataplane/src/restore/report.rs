@@ -1,14 +1,15 @@
 //! What a restore measures and says in the end.
 //!
-//! In: durations and bytes from one worker, without locks. Out: live [`Progress`], merged
-//! [`StageSummary`]s, the [`Bottleneck`] and the [`RestoreReport`].
+//! In: durations and bytes from one worker, without locks. Out: live [`Progress`], merged stages,
+//! the bottleneck and the [`RestoreReport`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use gantry_common::ids::PointId;
-use hdrhistogram::Histogram;
 use serde::Serialize;
+
+use crate::stats::{Bottleneck, StageStats, StageSummary};
 
 /// Live numbers of one restore, for progress displays. Bytes.
 #[derive(Debug, Default)]
@@ -55,15 +56,8 @@ const STAGES: [(Stage, &str); 4] = [
     (Stage::Write, "write"),
 ];
 
-#[derive(Debug, Clone)]
-struct StageStats {
-    bytes: u64,
-    busy: Duration,
-    latency_us: Histogram<u64>,
-}
-
 /// Stages as one thread saw them, and where its time went.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Stats {
     stages: [StageStats; 4],
     /// Nothing to do: no block had come.
@@ -72,37 +66,16 @@ pub(super) struct Stats {
     pub(super) waited_for_target: Duration,
 }
 
-impl Default for Stats {
-    fn default() -> Stats {
-        let stage = || StageStats {
-            bytes: 0,
-            busy: Duration::ZERO,
-            latency_us: Histogram::new(2).expect("two significant digits are valid"),
-        };
-        Stats {
-            stages: std::array::from_fn(|_| stage()),
-            waited_for_blocks: Duration::ZERO,
-            waited_for_target: Duration::ZERO,
-        }
-    }
-}
-
 impl Stats {
     /// Counts one block of a stage.
     pub(super) fn record(&mut self, stage: Stage, bytes: u64, took: Duration) {
-        let stats = &mut self.stages[stage as usize];
-        stats.bytes += bytes;
-        stats.busy += took;
-        stats.latency_us.saturating_record(took.as_micros().max(1) as u64);
+        self.stages[stage as usize].record(bytes, took);
     }
 
     /// Adds another thread's numbers.
     pub(super) fn merge(&mut self, other: &Stats) {
         for (mine, theirs) in self.stages.iter_mut().zip(&other.stages) {
-            mine.bytes += theirs.bytes;
-            mine.busy += theirs.busy;
-            // Both resize automatically, so adding cannot fail on range.
-            let _ = mine.latency_us.add(&theirs.latency_us);
+            mine.merge(theirs);
         }
         self.waited_for_blocks += other.waited_for_blocks;
         self.waited_for_target += other.waited_for_target;
@@ -110,25 +83,13 @@ impl Stats {
 
     /// For the report.
     pub(super) fn summary(&self) -> Vec<StageSummary> {
-        let of = |(stage, name): &(Stage, &'static str)| {
-            let stats = &self.stages[*stage as usize];
-            StageSummary {
-                stage: name,
-                bytes: stats.bytes,
-                busy_seconds: stats.busy.as_secs_f64(),
-                blocks: stats.latency_us.len(),
-                p50_us: stats.latency_us.value_at_quantile(0.5),
-                p99_us: stats.latency_us.value_at_quantile(0.99),
-                max_us: stats.latency_us.max(),
-            }
-        };
-        STAGES.iter().map(of).collect()
+        STAGES.iter().map(|(stage, name)| self.stages[*stage as usize].summary(name)).collect()
     }
 
     /// Where the workers' time went. While no block came, `repository` is the share (0 to 1) that
     /// the repository's disks were the reason.
     pub(super) fn bottleneck(&self, repository: f64) -> Bottleneck {
-        let busy = |stage: Stage| self.stages[stage as usize].busy.as_secs_f64();
+        let busy = |stage: Stage| self.stages[stage as usize].busy_ns as f64 / 1e9;
         let blocks = self.waited_for_blocks.as_secs_f64();
         let proxy = busy(Stage::Decompress) + busy(Stage::Verify);
         let target = self.waited_for_target.as_secs_f64();
@@ -143,51 +104,6 @@ impl Stats {
             network: percent(blocks * (1.0 - repository)),
             target: percent(target),
         }
-    }
-}
-
-/// One stage of the report.
-#[derive(Debug, Clone, Serialize)]
-pub struct StageSummary {
-    /// Its name.
-    pub stage: &'static str,
-    /// Bytes in.
-    pub bytes: u64,
-    /// Seconds over all workers (of latency, which overlaps, for `receive` and `write`).
-    pub busy_seconds: f64,
-    /// Blocks.
-    pub blocks: u64,
-    /// Median latency, microseconds.
-    pub p50_us: u64,
-    /// 99th percentile.
-    pub p99_us: u64,
-    /// Longest.
-    pub max_us: u64,
-}
-
-/// What the workers' time was spent on or waiting for, in percent.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-pub struct Bottleneck {
-    /// Waiting for the repository to read its packs.
-    pub source: f64,
-    /// Decompressing and verifying here.
-    pub proxy: f64,
-    /// Waiting for the network.
-    pub network: f64,
-    /// Waiting for the destination's writes.
-    pub target: f64,
-}
-
-impl Bottleneck {
-    /// The largest share's name.
-    pub fn name(&self) -> &'static str {
-        let shares = [
-            (self.source, "source"),
-            (self.proxy, "proxy"),
-            (self.network, "network"),
-            (self.target, "target"),
-        ];
-        shares.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).map_or("none", |(_, name)| name)
     }
 }
 
@@ -214,28 +130,15 @@ pub struct RestoreReport {
     pub peak_rss_bytes: u64,
     /// Connections that were lost and made again.
     pub reconnections: u64,
-    /// Stages with their latencies.
+    /// Stages with their latencies (`receive` and `write` overlap).
     pub stages: Vec<StageSummary>,
-    /// Where the time went.
+    /// Where the workers' time went: waiting for the repository to read (`source`), decompressing
+    /// and verifying (`proxy`), waiting for the network, waiting for the destination (`target`).
     pub bottleneck: Bottleneck,
     /// The point that was restored.
     pub point: PointId,
     /// What a person should know (no O_DIRECT, resumed...).
     pub notes: Vec<String>,
-}
-
-/// CPU seconds of this process so far, all threads.
-pub(super) fn cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-/// Largest resident set of this process so far, bytes (`VmHWM`, proc(5)).
-pub(super) fn peak_rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
 }
 
 #[cfg(test)]
@@ -253,6 +156,7 @@ mod tests {
         two.merge(&one);
         let verify = &two.summary()[Stage::Verify as usize];
         assert_eq!((verify.stage, verify.bytes, verify.blocks), ("verify", 30, 2));
+        assert!(verify.max_us >= 99_000_000 && verify.p50_us < 2_100, "{verify:?}");
         let shares = one.bottleneck(0.25);
         assert_eq!((shares.source, shares.proxy, shares.network), (20.0, 20.0, 60.0));
         assert_eq!(shares.name(), "network");

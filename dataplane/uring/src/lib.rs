@@ -5,6 +5,7 @@
 //! Must not: know anything of blocks, disks or the network.
 
 pub mod buffer;
+mod tokio_buffer;
 pub mod thread;
 pub mod direct;
 pub mod probe;

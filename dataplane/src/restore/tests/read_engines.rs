@@ -2,6 +2,7 @@
 //!
 //! `cargo nextest run --release -p gantry-dataplane read_engines --run-ignored all --no-capture`
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -17,7 +18,7 @@ use gantry_uring::ring::{Ring, RingConfig};
 use hdrhistogram::Histogram;
 use tokio_uring::buf::BoundedBuf;
 
-use crate::restore::report::cpu_seconds;
+use crate::host::cpu_seconds;
 
 const FILE_BYTES: u64 = 2 << 30;
 
@@ -44,17 +45,34 @@ impl Load {
 }
 
 fn tokio_uring_reads(path: &Path, load: Load) -> Histogram<u64> {
+    let pool = BufferPool::new(load.depth, load.read_bytes).unwrap();
+    tokio_uring_with(path, load, move || (pool.try_take().unwrap(), 0))
+}
+
+/// All that safe code can do without help.
+fn tokio_uring_vec_reads(path: &Path, load: Load) -> Histogram<u64> {
+    tokio_uring_with(path, load, move || {
+        let buf = vec![0u8; load.read_bytes + 4096];
+        let skip = buf.as_ptr().align_offset(4096);
+        (buf, skip)
+    })
+}
+
+fn tokio_uring_with<B: tokio_uring::buf::IoBufMut>(
+    path: &Path,
+    load: Load,
+    buffer: impl Fn() -> (B, usize),
+) -> Histogram<u64> {
     tokio_uring::start(async move {
         let (file, _) = open_read_only(path, load.direct).unwrap();
         let file = Rc::new(tokio_uring::fs::File::from_std(file));
-        let offsets = Rc::new(std::cell::RefCell::new(load.offsets().into_iter()));
-        let times = Rc::new(std::cell::RefCell::new(Histogram::<u64>::new(2).unwrap()));
+        let offsets = Rc::new(RefCell::new(load.offsets().into_iter()));
+        let times = Rc::new(RefCell::new(Histogram::<u64>::new(2).unwrap()));
         let tasks: Vec<_> = (0..load.depth)
             .map(|_| {
                 let (file, offsets, times) = (file.clone(), offsets.clone(), times.clone());
+                let (mut buf, skip) = buffer();
                 tokio_uring::spawn(async move {
-                    let mut buf = vec![0u8; load.read_bytes + 4096];
-                    let skip = buf.as_ptr().align_offset(4096);
                     loop {
                         let Some(offset) = offsets.borrow_mut().next() else { return };
                         let begun = Instant::now();
@@ -70,18 +88,8 @@ fn tokio_uring_reads(path: &Path, load: Load) -> Histogram<u64> {
         for task in tasks {
             task.await.unwrap();
         }
-        times.take_inner()
+        times.borrow().clone()
     })
-}
-
-trait TakeInner<T> {
-    fn take_inner(&self) -> T;
-}
-
-impl TakeInner<Histogram<u64>> for std::cell::RefCell<Histogram<u64>> {
-    fn take_inner(&self) -> Histogram<u64> {
-        self.borrow().clone()
-    }
 }
 
 fn ring_reads(path: &Path, load: Load) -> Histogram<u64> {
@@ -155,8 +163,9 @@ fn read_engines_compared() {
     }
     file.sync_all().unwrap();
     drop(file);
-    let engines: [(&str, Engine); 3] = [
+    let engines: [(&str, Engine); 4] = [
         ("tokio-uring", tokio_uring_reads),
+        ("tokio-uring, Vec", tokio_uring_vec_reads),
         ("gantry_uring::Ring", ring_reads),
         ("pread threads", pread_threads),
     ];
