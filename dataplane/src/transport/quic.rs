@@ -41,8 +41,10 @@ pub(super) const GREETING: [u8; 8] = *b"GANTRY\0\x01";
 
 /// QUIC version 1 header, packet number, AEAD tag and STREAM frame of a full packet, in bytes.
 const PACKET_OVERHEAD_BYTES: usize = 36;
-/// Steps of the MTU search stop at this difference: five round trips to jumbo frames.
-const MTU_STEP_BYTES_MIN: u16 = 400;
+/// The search for the path's MTU ends when it is known this closely. The steps halve the range up
+/// to jumbo frames, so a coarse end would miss the 1472 bytes of an ordinary Ethernet and stay at
+/// 1200: measured at 1.2 times the CPU of a path that was found.
+const MTU_STEP_BYTES_MIN: u16 = 20;
 
 fn transport_config(options: &Options) -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
@@ -112,6 +114,8 @@ pub(super) async fn connect(
         TransportError::setup(format!("cannot set up QUIC: {error}"))
     };
     let any: SocketAddr = match address {
+        // A peer of this host is reached without a socket that others could reach.
+        _ if address.ip().is_loopback() => (address.ip(), 0).into(),
         SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
     };
