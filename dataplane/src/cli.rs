@@ -61,7 +61,7 @@ fn identity(command: IdentityCommand) -> Result<(), Failure> {
         IdentityCommand::Create { file, name } => {
             let identity = Identity::generate(&name).map_err(usage)?;
             identity.save(&file).map_err(usage)?;
-            say(&format!("{} {name}", identity.pin()));
+            say(&identity.pin().to_string());
         }
         IdentityCommand::Show { file } => {
             say(&Identity::load(&file).map_err(usage)?.pin().to_string());
