@@ -4,6 +4,8 @@
 //! nothing is read or written for a peer before its `Hello` was checked: protocol, ticket, scope.
 //! A session that is known here is continued only by who shows its ticket.
 
+mod successor;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -25,7 +27,8 @@ use crate::restore::{self, PackFiles, ServeOptions};
 use crate::store::admin;
 use crate::store::service::StoreHandle;
 use crate::transport::{
-    Claim, CloseReason, Connection, OutFrame, PeerInfo, Revoked, Rights, Ticket, TicketKey,
+    Claim, CloseReason, Connection, FrameSender, OutFrame, PeerInfo, Revoked, Rights, Ticket,
+    TicketKey,
 };
 
 /// How long a peer may take to say `Hello`.
@@ -49,6 +52,9 @@ pub struct Repository {
 struct Running {
     connections: mpsc::Sender<Admitted>,
     pool: PayloadPool,
+    name: String,
+    /// Of its present connection.
+    frames: FrameSender,
 }
 
 impl Repository {
@@ -101,6 +107,7 @@ impl Repository {
             Intent::Backup(offer) => {
                 let admission =
                     Admission { session: hello.session, offer, repository, id_key, ticket };
+                self.make_way(admission.session, &admission.offer.name).await;
                 self.attach(connection, admission).await;
             }
             Intent::Restore(offer) => {
@@ -182,6 +189,10 @@ impl Repository {
             Err(failure) => return refuse(connection, failure).await,
         };
         connection.receiver.accept_lanes(pool.clone());
+        if let Some(running) = self.sessions.borrow_mut().get_mut(&session) {
+            running.frames = connection.sender.clone();
+        }
+        let (name, frames) = (admission.offer.name.clone(), connection.sender.clone());
         let admitted = Admitted { connection, admission };
         let admitted = match running {
             Some(running) => match running.connections.send(admitted).await {
@@ -197,7 +208,7 @@ impl Repository {
         // A store that is gone answers nothing; the driver then sees the reports end.
         let on_report = Box::new(move |report| drop(reports_tx.send(report)));
         let _ = self.store.subscribe(session, on_report);
-        let running = Running { connections: connections_tx.clone(), pool };
+        let running = Running { connections: connections_tx.clone(), pool, name, frames };
         self.sessions.borrow_mut().insert(session, running);
         let _ = connections_tx.send(admitted).await;
         drop(connections_tx);

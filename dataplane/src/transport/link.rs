@@ -65,6 +65,8 @@ pub struct LinkStats {
     pub packets_sent: u64,
     /// Packets lost.
     pub packets_lost: u64,
+    /// Packets that came, keep-alives included; nothing where the transport does not count them.
+    pub packets_received: Option<u64>,
     /// Bytes sent as the network sees them: with the headers of UDP and IP, lost ones included.
     pub wire_bytes_sent: u64,
     /// Times that the path stopped taking packets of the MTU found earlier.

@@ -364,6 +364,7 @@ impl QuicLink {
             rtt_us: stats.path.rtt.as_micros() as u64,
             packets_sent: stats.path.sent_packets,
             packets_lost: stats.path.lost_packets,
+            packets_received: Some(stats.udp_rx.datagrams),
             wire_bytes_sent: stats.udp_tx.bytes
                 + stats.udp_tx.datagrams * self.ip_overhead_bytes() as u64,
             black_holes: stats.path.black_holes_detected,
