@@ -50,6 +50,9 @@ pub const COVERAGE_RUNS_MAX: usize = 65_536;
 pub const PACK_BYTES_TARGET: u64 = 256 << 20;
 /// Largest pack file that is accepted: the target, one more block, and its footer.
 pub const PACK_BYTES_MAX: u64 = 1 << 30;
+/// Bytes that packs leave free on the repository's file system, so that what is not a pack (epoch,
+/// journals, manifests, index, footers) can be written even when no block can.
+pub const REPOSITORY_FREE_BYTES_MIN: u64 = 32 << 20;
 /// Records of one pack: the smallest record takes 4 KiB.
 pub const PACK_RECORDS_MAX: usize = (PACK_BYTES_MAX / 4096) as usize;
 /// Bytes of a manifest.

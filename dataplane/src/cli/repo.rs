@@ -16,6 +16,8 @@ use super::{connector, runtime, say, say_json, usage};
 use crate::host::now_ms;
 use crate::restore::Progress;
 use crate::store::admin::{self, PointLine, RepoStat};
+use crate::store::engine::Store;
+use crate::store::error::StoreError;
 use crate::store::reader::StoreReader;
 use crate::store::storage::kernel::KernelStorage;
 use crate::store::verify::{self, VerifyReport};
@@ -128,8 +130,25 @@ fn verify(folder: &FolderArguments) -> Result<(), Failure> {
         numbers.done_bytes.store(done, Ordering::Relaxed);
         numbers.todo_bytes.store(all, Ordering::Relaxed);
     };
-    let report = verify::verify(&open(&folder.dir)?, &mut progress);
+    // For writing where that is possible: packs that a killed mover left open are sealed, and what
+    // is found damaged is remembered, so that the next backup heals it.
+    let mut store = match Store::open(KernelStorage::new(&folder.dir)) {
+        Ok(store) => Some(store),
+        Err(error @ StoreError::Locked { .. }) => return Err(error.into()),
+        Err(_) => None,
+    };
+    let reader = match &store {
+        Some(store) => {
+            store.notes().iter().for_each(|note| tracing::warn!("{note}"));
+            store.reader()
+        }
+        None => open(&folder.dir)?,
+    };
+    let report = verify::verify(&reader, &mut progress);
     drop(bar);
+    if let Some(store) = &mut store {
+        store.shut_down();
+    }
     let report = report?;
     show(folder, &report, &verify_lines(&report))?;
     if report.is_clean() {

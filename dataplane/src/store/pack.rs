@@ -13,9 +13,12 @@ use gantry_common::limits;
 
 use super::error::StoreError;
 use super::footer::{PACK_HEAD_BYTES, PackHead, Slot, encode_footer};
-use super::layout::{PACKS, PackNumber};
+use super::layout::{ALIGN, PACKS, PackNumber};
 use super::record::RecordHead;
 use super::storage::{OpenMode, Storage, StorageFile};
+
+/// "No space left on device", errno(3) of Linux.
+const ENOSPC: i32 = 28;
 
 /// Hands out pack numbers under one epoch.
 #[derive(Debug)]
@@ -66,6 +69,8 @@ pub struct OpenPack<F> {
     /// Whether a block in it was reported durable: then its file must stay, whatever fails.
     pub is_acknowledged: bool,
     end: u64,
+    /// Records end here: what was reserved.
+    room_end: u64,
     by_id: HashMap<BlockId, u32>,
     /// Slots whose write is under way, with the block addresses that wait for it.
     writing: BTreeMap<u32, Vec<u64>>,
@@ -81,16 +86,21 @@ impl<F: StorageFile> OpenPack<F> {
         repository: RepositoryId,
         session: SessionId,
         number: PackNumber,
+        record_bytes: u64,
     ) -> Result<OpenPack<F>, StoreError> {
         let place = storage.place(&number.path());
         let fail = |action| {
             let place = place.clone();
             move |source| StoreError::io(action, place, source)
         };
+        let free = storage.free_bytes().map_err(fail("find space for"))?;
+        let room_end = room(free, PACK_HEAD_BYTES + record_bytes)
+            .ok_or_else(|| io::Error::from_raw_os_error(ENOSPC))
+            .map_err(fail("reserve space for"))?;
         storage.create_dir(&number.dir()).map_err(fail("create the folder of"))?;
         storage.sync_dir(PACKS).map_err(fail("sync the folder of"))?;
         let file = storage.open(&number.path(), OpenMode::CreatePack).map_err(fail("create"))?;
-        match file.allocate(limits::PACK_BYTES_TARGET) {
+        match file.allocate(room_end) {
             // Without the reservation, writes say themselves when the disk is full.
             Err(error) if can_go_without(&error) => {}
             result => result.map_err(fail("reserve space for"))?,
@@ -106,6 +116,7 @@ impl<F: StorageFile> OpenPack<F> {
             phase: PackPhase::Open,
             is_acknowledged: false,
             end: PACK_HEAD_BYTES,
+            room_end,
             by_id: HashMap::new(),
             writing: BTreeMap::new(),
             written: Vec::new(),
@@ -196,6 +207,14 @@ impl<F: StorageFile> OpenPack<F> {
     }
 }
 
+/// How long a pack may get: its target, or what is free beyond what must stay free; nothing if
+/// not even `bytes_min` fit.
+fn room(free: u64, bytes_min: u64) -> Option<u64> {
+    let usable = free.saturating_sub(limits::REPOSITORY_FREE_BYTES_MIN);
+    let room = usable.min(limits::PACK_BYTES_TARGET) / ALIGN * ALIGN;
+    (room >= bytes_min).then_some(room)
+}
+
 fn can_go_without(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -247,12 +266,14 @@ impl<F: StorageFile> PackSet<F> {
     ) -> Result<&mut OpenPack<F>, StoreError> {
         if let Some(open) = self.packs.last_mut()
             && open.phase == PackPhase::Open
-            && open.end + head.record_bytes() > limits::PACK_BYTES_TARGET
+            && open.end + head.record_bytes() > open.room_end
         {
             open.phase = PackPhase::Closing;
         }
         if !self.packs.last().is_some_and(|pack| pack.phase == PackPhase::Open) {
-            self.packs.push(OpenPack::create(storage, repository, session, numbers.take()?)?);
+            let number = numbers.take()?;
+            let bytes = head.record_bytes();
+            self.packs.push(OpenPack::create(storage, repository, session, number, bytes)?);
         }
         self.bytes_stored += head.record_bytes();
         let last = self.packs.len() - 1;
@@ -277,5 +298,19 @@ impl<F: StorageFile> PackSet<F> {
 impl<F: StorageFile> Default for PackSet<F> {
     fn default() -> PackSet<F> {
         PackSet::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::room;
+    use gantry_common::limits::{PACK_BYTES_TARGET, REPOSITORY_FREE_BYTES_MIN};
+
+    #[test]
+    fn packs_leave_room_for_what_is_no_pack() {
+        assert_eq!(room(u64::MAX, 8192), Some(PACK_BYTES_TARGET));
+        assert_eq!(room(REPOSITORY_FREE_BYTES_MIN + 100_000, 8192), Some(98_304));
+        assert_eq!(room(REPOSITORY_FREE_BYTES_MIN + 8000, 8192), None);
+        assert_eq!(room(0, 8192), None);
     }
 }
