@@ -1,12 +1,11 @@
 //! The corpus of real disk images, as scenarios use it.
 //!
 //! In: the folder that GANTRY_CORPUS names (`cargo xtask test` sets it; `cargo xtask corpus` builds
-//! it). Out: its images, and read-only loop devices over them. Never writes to an image.
+//! it). Out: its images. Never writes to one.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 /// One disk in two versions.
@@ -32,7 +31,7 @@ pub struct Image {
 /// When the folder it names is no corpus.
 pub fn images() -> Result<Vec<Image>> {
     let Some(folder) = std::env::var_os("GANTRY_CORPUS").map(PathBuf::from) else {
-        eprintln!("GANTRY_CORPUS is not set: run this by cargo xtask test");
+        eprintln!("GANTRY_CORPUS is not set: cargo xtask test uses real images");
         return Ok(Vec::new());
     };
     let file = folder.join("corpus.json");
@@ -40,6 +39,13 @@ pub fn images() -> Result<Vec<Image>> {
     let corpus: Value = serde_json::from_str(&text)?;
     let list = corpus["images"].as_array().context("corpus.json lists no images")?;
     list.iter().map(|image| parse(&folder, image).context("corpus.json")).collect()
+}
+
+impl Image {
+    /// Version 1 and version 2.
+    pub fn versions(&self) -> [&Path; 2] {
+        [&self.first, &self.second]
+    }
 }
 
 fn parse(folder: &Path, image: &Value) -> Option<Image> {
@@ -52,41 +58,4 @@ fn parse(folder: &Path, image: &Value) -> Option<Image> {
         full: path(&image["full_path"]),
         virtual_bytes: image["virtual_bytes"].as_u64()?,
     })
-}
-
-/// A read-only loop device over a whole image; detached on drop.
-#[derive(Debug)]
-pub struct LoopDevice {
-    path: PathBuf,
-}
-
-impl LoopDevice {
-    /// Attaches the next free device; nothing when we are not root.
-    ///
-    /// # Errors
-    /// When losetup fails though we are root.
-    pub fn attach(image: &Path) -> Result<Option<LoopDevice>> {
-        if !rustix::process::geteuid().is_root() {
-            return Ok(None);
-        }
-        let mut command = Command::new("/usr/sbin/losetup");
-        command.args(["--find", "--show", "--read-only"]).arg(image);
-        let output = command.output().context("losetup")?;
-        if !output.status.success() {
-            bail!("losetup: {}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        let path = PathBuf::from(String::from_utf8(output.stdout)?.trim());
-        Ok(Some(LoopDevice { path }))
-    }
-
-    /// The device's path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("/usr/sbin/losetup").arg("--detach").arg(&self.path).status();
-    }
 }

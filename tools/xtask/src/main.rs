@@ -37,6 +37,12 @@ enum Command {
         #[arg(long)]
         mover: Option<PathBuf>,
     },
+    /// Run the random scenarios (kills, networks, damage, hostile peers) with many seeds.
+    Soak {
+        /// Seeds of each.
+        #[arg(long, default_value_t = 20)]
+        seeds: u64,
+    },
     /// Build disk images with real content, in two versions each.
     Corpus {
         /// Which images.
@@ -80,6 +86,7 @@ fn is_root() -> bool {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Test { filter } => suite::test(filter.as_deref()),
+        Command::Soak { seeds } => suite::soak(seeds),
         Command::Demo { mover } => demo::run(mover),
         Command::Corpus { size, dir, seed, compact } => {
             let request = corpus::Request { size, folder: dir, seed, compact };

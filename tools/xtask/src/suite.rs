@@ -39,6 +39,18 @@ pub fn test(filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// Runs every scenario that draws its faults from a seed, with `seeds` of them.
+///
+/// # Errors
+/// The first scenario that failed; it has printed its seed.
+pub fn soak(seeds: u64) -> Result<()> {
+    packages::ensure(packages::Task::Test)?;
+    let mut nextest = shell::cargo(&crate::root());
+    nextest.args(["nextest", "run", "--package", "gantry-tests", "--profile", "soak"]);
+    nextest.env("GANTRY_SEEDS", seeds.to_string());
+    shell::show(&mut nextest)
+}
+
 /// Whether a library's comment holds a code fence that rustdoc would compile.
 fn has_doc_tests(root: &Path) -> bool {
     let folders = ["common", "dataplane", "control", "bench"].map(|name| root.join(name));
