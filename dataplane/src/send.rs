@@ -135,6 +135,10 @@ impl SendDriver {
                 return Err(error.into());
             }
             self.wait_while_lost(Duration::from_secs(1)).await;
+            if self.sender.is_finished() {
+                // The source failed meanwhile: that is what is to be told, not the connection.
+                break;
+            }
         }
         self.disks.outcome()
     }
