@@ -103,6 +103,8 @@ pub struct PipelineEnds {
     pub notify: Arc<tokio::sync::Notify>,
     /// Where the network thread publishes what holds it up.
     pub downstream: Arc<Downstream>,
+    /// Compressed blocks: a slot is in use until the transport has let go of it.
+    pub send_pool: BufferPool,
 }
 
 impl Pipeline {
@@ -158,7 +160,8 @@ impl Pipeline {
         let wakers =
             Arc::new(workers.iter().map(|worker| worker.waker.clone()).collect::<Vec<_>>());
         let _ = wake_all.set(Arc::clone(&wakers));
-        let ends = PipelineEnds { reports: report_rx, notify: Arc::clone(&notify), downstream };
+        let ends =
+            PipelineEnds { reports: report_rx, notify: Arc::clone(&notify), downstream, send_pool };
         let reports = reports(usize::MAX);
         let planners = HashMap::new();
         Ok((Pipeline { workers, wakers, units: unit_tx, reports, planners, stop }, ends))

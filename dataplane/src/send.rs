@@ -52,6 +52,8 @@ pub struct SendDriver {
     /// Which worker holds a block that waits for the target's answer.
     holders: std::collections::HashMap<(TaskNumber, u64), usize>,
     handed: std::collections::BTreeMap<(TaskNumber, u64), (Instant, u32)>,
+    /// Blocks that the target takes at once, as its `Welcome` said.
+    credit_first: u64,
     stats: SendStats,
 }
 
@@ -89,6 +91,7 @@ impl SendDriver {
             pacer,
             holders: Default::default(),
             handed: Default::default(),
+            credit_first: 0,
             stats: SendStats::default(),
         }
     }
@@ -210,6 +213,7 @@ impl SendDriver {
         match &frame {
             ToSource::Durable { task, runs } => self.settle(*task, runs),
             ToSource::TaskOpened { task, durable, .. } => self.settle(*task, durable),
+            ToSource::Welcome { credit, .. } => self.credit_first = *credit,
             _ => {}
         }
         self.sender.handle_frame(frame).map_err(|violation| hostile(violation.to_string()))
@@ -311,9 +315,15 @@ impl SendDriver {
         }
     }
 
-    /// Says what holds blocks up after the workers: no credit is the target, else the network.
+    /// Says what holds blocks up after the workers. Without credit it is the target, unless most
+    /// of the blocks that the credit was spent on are still with the transport: a slot of the pool
+    /// is in use until QUIC has acknowledged its bytes.
     fn publish_downstream(&self) {
-        let target = self.sender.credit_left() == 0 && self.sender.blocks_waiting() > 0;
+        let waiting = self.sender.blocks_waiting();
+        let pool = &self.ends.send_pool;
+        let in_transport = ((pool.slots() - pool.free()) as u64).saturating_sub(waiting);
+        let without_credit = self.sender.credit_left() == 0 && waiting > 0;
+        let target = without_credit && in_transport * 2 < self.credit_first;
         self.ends.downstream.set(if target { Wait::Target } else { Wait::Network });
     }
 }
