@@ -80,8 +80,9 @@ pub struct DiskOffer {
     /// Which frozen state of the disk is read: snapshot id, or device, inode, size and mtime. A
     /// resume with another value starts over.
     pub snapshot: String,
-    /// Digest of the task's filter map (all zero: nothing filtered).
-    pub filter_digest: [u8; 32],
+    /// Digest of what decides which blocks are not read: filter map, changed extents and their
+    /// base. All zero: everything is read. An attempt is gone on with only by one with the same.
+    pub read_digest: [u8; 32],
     /// The point that changed extents refer to, or that is compared with. `Latest` takes the
     /// newest committed point that holds this disk.
     pub base: BaseChoice,

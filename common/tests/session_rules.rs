@@ -25,7 +25,7 @@ fn offer() -> SessionOffer {
         size_bytes: BLOCKS << 20,
         block_size: BlockSize::M1,
         snapshot: "s".into(),
-        filter_digest: [0; 32],
+        read_digest: [0; 32],
         base: BaseChoice::Latest,
         change_id: None,
     };

@@ -215,6 +215,19 @@ pub async fn run(
     Ok(report.make(&disks, &stats, &measured, started.elapsed(), cpu_before))
 }
 
+/// Digest of the read set that the changed extents ask for. An interrupted attempt counted blocks
+/// as unchanged because its list did not name them; one with another list, or none, must not go on
+/// from that.
+fn read_digest(base: Option<PointId>, extents: Option<&[Extent]>) -> [u8; 32] {
+    let Some(extents) = extents else { return [0; 32] };
+    let mut hasher = blake3::Hasher::new_derive_key("gantry 2026 read set 1");
+    hasher.update(&base.map_or([0; 16], |point| point.0));
+    for extent in extents {
+        hasher.update(&extent.start.to_le_bytes()).update(&extent.length.to_le_bytes());
+    }
+    *hasher.finalize().as_bytes()
+}
+
 type Opened = (Vec<DiskOffer>, Vec<SessionDisk>, Vec<String>);
 
 fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
@@ -245,7 +258,7 @@ fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
             size_bytes: disk.size_bytes(),
             block_size: options.block_size,
             snapshot: options.snapshot.clone().unwrap_or_else(|| disk.fingerprint().to_owned()),
-            filter_digest: [0; 32],
+            read_digest: read_digest(options.base, source.changed_extents.as_deref()),
             base,
             change_id: None,
         });

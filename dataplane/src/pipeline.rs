@@ -117,11 +117,12 @@ impl Pipeline {
         let notify = Arc::new(tokio::sync::Notify::new());
         let downstream = Arc::new(Downstream::default());
         let stop = Arc::new(AtomicBool::new(false));
-        let count = settings.cores.len().max(1);
-        let (unit_tx, unit_rx) = bounded(count * settings.queue_depth * 2);
         let block_bytes = settings.block_size.bytes() as usize;
+        // Two read buffers each at the least, within the pool's bytes.
+        let count = settings.cores.len().clamp(1, limits::READ_POOL_BYTES / 2 / block_bytes);
         let read_slots = (limits::READ_POOL_BYTES / count / block_bytes).max(2);
         let depth = settings.queue_depth.clamp(1, read_slots);
+        let (unit_tx, unit_rx) = bounded(count * depth * 2);
         let send_slots = (limits::SEND_POOL_BYTES / block_bytes).max(2 * count);
         let wake_all: Arc<std::sync::OnceLock<Arc<Vec<Waker>>>> = Arc::default();
         let hook = Arc::clone(&wake_all);

@@ -48,7 +48,7 @@ pub fn hello(session: u8, name: &str, disk_bytes: u64) -> ToTarget {
         size_bytes: disk_bytes,
         block_size: BlockSize::M1,
         snapshot: "s".into(),
-        filter_digest: [0; 32],
+        read_digest: [0; 32],
         base: BaseChoice::None,
         change_id: None,
     };

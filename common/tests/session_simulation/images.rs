@@ -91,7 +91,7 @@ pub fn offer_of(images: &[Image], snapshot: u64, has_base: bool) -> SessionOffer
         size_bytes: image.size_bytes,
         block_size: image.block_size,
         snapshot: format!("snapshot-{snapshot}"),
-        filter_digest: [0; 32],
+        read_digest: [0; 32],
         base: if has_base { BaseChoice::Latest } else { BaseChoice::None },
         change_id: None,
     };

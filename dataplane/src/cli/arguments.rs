@@ -131,18 +131,19 @@ pub struct BackupArguments {
     /// ("unlimited" lifts the limit).
     #[arg(long, conflicts_with = "rate", value_name = "FILE")]
     pub rate_file: Option<PathBuf>,
-    /// Workers. Default: one for each core of the CPU set.
-    #[arg(long)]
-    pub workers: Option<usize>,
+    /// Workers. Default: one for each core of the CPU set. Fewer are started where their buffers
+    /// would not fit the pool (32 of 1M blocks, 8 of 4M).
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub workers: Option<u64>,
     /// Cores to use, such as 0-3,6. Default: all that this process may use.
     #[arg(long, value_name = "CORES")]
     pub cpu_set: Option<String>,
     /// Reads in flight for each worker.
-    #[arg(long, default_value_t = 4)]
-    pub queue_depth: usize,
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub queue_depth: u64,
     /// Disks read at the same time.
-    #[arg(long, default_value_t = 4)]
-    pub tasks: usize,
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub tasks: u64,
     /// Print one JSON object at the end.
     #[arg(long)]
     pub json: bool,

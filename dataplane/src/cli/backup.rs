@@ -63,7 +63,10 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
             changed_extents: changed.map(|file| read_extents(file)).transpose()?,
         });
     }
-    let cores = host::worker_cores(arguments.workers, arguments.cpu_set.as_deref());
+    let cores = host::worker_cores(
+        arguments.workers.map(|workers| workers as usize),
+        arguments.cpu_set.as_deref(),
+    );
     Ok(BackupOptions {
         name: arguments.name.clone(),
         sources: list,
@@ -73,8 +76,8 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
         block_size: arguments.block_size,
         compression: arguments.compression,
         cores: cores.map_err(usage)?,
-        queue_depth: arguments.queue_depth,
-        tasks_max: arguments.tasks,
+        queue_depth: arguments.queue_depth as usize,
+        tasks_max: arguments.tasks as usize,
         reconnect_for: Duration::from_secs(arguments.repository.reconnect),
     })
 }
@@ -91,7 +94,7 @@ fn read_extents(file: &Path) -> Result<Vec<Extent>, Failure> {
 
 fn parse_rate(text: &str) -> Result<Option<Rate>, Failure> {
     match text.trim() {
-        "unlimited" | "" => Ok(None),
+        "unlimited" => Ok(None),
         rate => rate.parse().map(Some).map_err(usage),
     }
 }

@@ -34,6 +34,9 @@ impl fmt::Display for ReadMode {
     }
 }
 
+/// Extents are rounded outwards by who reports them, by no more than this.
+const EXTENT_GRAIN: u64 = 1 << 20;
+
 /// What the person (or gantryd) asked for one disk.
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
@@ -106,6 +109,14 @@ pub fn plan(
     if options.extents_base != Some(point) {
         return compare(format!(
             "the changed extents do not name point {point} as their base: compared with it"
+        ));
+    }
+    let end = extents.iter().map(|extent| extent.start.saturating_add(extent.length)).max();
+    let largest = disk_bytes.max(size_bytes).next_multiple_of(EXTENT_GRAIN);
+    if end.is_some_and(|end| end > largest) {
+        return compare(format!(
+            "the changed extents reach beyond the disk, so they are another disk's or wrong: \
+             compared with point {point}"
         ));
     }
     let mut read = blocks_touched(extents.iter().copied(), block_size, disk_bytes);
@@ -193,7 +204,9 @@ mod tests {
         assert_eq!(runs(12 * MIB, &short_tail, &changed).1, [(9, 3)]);
         assert_eq!(runs(10 * MIB, &base(12 * MIB, vec![], None), &changed).1, []);
         assert_eq!(runs(10 * MIB - 9, &base(12 * MIB, vec![], None), &changed).1, [(9, 1)]);
-        let beyond = options(&[(11 * MIB, 4 * MIB)], 1);
+        let beyond = options(&[(11 * MIB, MIB)], 1);
         assert_eq!(runs(10 * MIB, &base(12 * MIB, vec![], None), &beyond).1, []);
+        let absurd = options(&[(11 * MIB, 4 * MIB)], 1);
+        assert_eq!(runs(10 * MIB, &base(12 * MIB, vec![], None), &absurd).0, ReadMode::Compare);
     }
 }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use gantry_common::ids::{BlockId, RepositoryId};
 use gantry_common::limits;
@@ -27,6 +28,8 @@ use self::backend::{FileBackend, OverlayBackend};
 const BLOCKS: TableDefinition<&[u8; 32], &[u8; VALUE_BYTES]> = TableDefinition::new("blocks");
 const PACKS: TableDefinition<u64, &[u8; VALUE_BYTES]> = TableDefinition::new("packs");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+/// There while records are known to be damaged or packs to be missing.
+const META_SUSPECT: &str = "suspect";
 const META_REPOSITORY: &str = "repository";
 const VALUE_BYTES: usize = 24;
 const FLAG_VERIFIED: u8 = 1;
@@ -163,6 +166,10 @@ pub struct Index {
     db: Database,
     place: String,
     writable: bool,
+    /// Records were found damaged or packs missing since the last clean verification.
+    suspect: AtomicBool,
+    /// It was made by this opening.
+    fresh: AtomicBool,
 }
 
 impl Index {
@@ -199,7 +206,8 @@ impl Index {
         let db = std::panic::catch_unwind(open)
             .map_err(|_| fault("it is damaged".into()))?
             .map_err(|error| fault(error.to_string()))?;
-        let index = Index { db, place: place.clone(), writable };
+        let (suspect, fresh) = (AtomicBool::new(false), AtomicBool::new(false));
+        let index = Index { db, place: place.clone(), writable, suspect, fresh };
         index.claim(repository)?;
         Ok(index)
     }
@@ -223,10 +231,13 @@ impl Index {
                 Some(found) if found == wanted => {}
                 Some(_) => return Err(self.fault("it belongs to another repository")),
                 None => {
+                    self.fresh.store(true, Ordering::Relaxed);
                     meta.insert(META_REPOSITORY, wanted.as_slice())
                         .map_err(|error| self.fault(error))?;
                 }
             }
+            let suspect = meta.get(META_SUSPECT).map_err(|error| self.fault(error))?.is_some();
+            self.suspect.store(suspect, Ordering::Relaxed);
             txn.open_table(BLOCKS).map_err(|error| self.fault(error))?;
             txn.open_table(PACKS).map_err(|error| self.fault(error))?;
         }
@@ -309,7 +320,8 @@ impl Index {
     pub fn forget_packs(&self, gone: &[PackNumber]) -> Result<(), StoreError> {
         self.change(true, |_, packs| {
             gone.iter().try_for_each(|pack| packs.remove(pack.0).map(drop))
-        })
+        })?;
+        if gone.is_empty() { Ok(()) } else { self.set_suspect(true) }
     }
 
     /// Remembers that these records, at these places, were found good or damaged.
@@ -327,7 +339,40 @@ impl Index {
                 }
             }
             Ok(())
-        })
+        })?;
+        if checked.iter().all(|(_, _, good)| *good) { Ok(()) } else { self.set_suspect(true) }
+    }
+
+    /// Whether this opening made it anew.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh.load(Ordering::Relaxed)
+    }
+
+    /// Whether some blocks of some points may be gone: a base must then be looked through before
+    /// anything is taken over from it unread.
+    pub fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Relaxed)
+    }
+
+    /// Notes that damage was found, or that a whole verification found none.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn set_suspect(&self, suspect: bool) -> Result<(), StoreError> {
+        if self.suspect.swap(suspect, Ordering::Relaxed) == suspect {
+            return Ok(());
+        }
+        let mut txn = self.db.begin_write().map_err(|error| self.fault(error))?;
+        txn.set_durability(Durability::Immediate).map_err(|error| self.fault(error))?;
+        {
+            let mut meta = txn.open_table(META).map_err(|error| self.fault(error))?;
+            let done = match suspect {
+                true => meta.insert(META_SUSPECT, [1u8].as_slice()).map(drop),
+                false => meta.remove(META_SUSPECT).map(drop),
+            };
+            done.map_err(|error| self.fault(error))?;
+        }
+        txn.commit().map_err(|error| self.fault(error))
     }
 
     /// Makes every change so far durable.

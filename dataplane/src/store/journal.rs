@@ -66,7 +66,7 @@ impl JournalHead {
                     && own.snapshot == disk.snapshot
                     && own.size_bytes == disk.size_bytes
                     && own.block_size == disk.block_size
-                    && own.filter_digest == disk.filter_digest
+                    && own.read_digest == disk.read_digest
             })
     }
 }

@@ -49,7 +49,7 @@ pub struct DiskRecord {
     /// Which frozen state was read.
     pub snapshot: String,
     /// Digest of the filter map.
-    pub filter_digest: [u8; 32],
+    pub read_digest: [u8; 32],
     /// What is zeroed on purpose. Reserved.
     pub mask: Vec<MaskRange>,
     /// The source's totals.

@@ -141,6 +141,10 @@ pub fn verify<S: Storage>(
             Err(error) => verifier.report.notes.push(error.to_string()),
         }
     }
+    let index = &reader.repo().index;
+    if index.is_writable() {
+        index.set_suspect(!verifier.report.is_clean())?;
+    }
     Ok(verifier.report)
 }
 

@@ -36,6 +36,9 @@ pub enum Undo {
 /// Between two tries to remove what is still busy.
 const PAUSE: Duration = Duration::from_millis(25);
 
+/// How often it is looked whether a device is gone.
+const GONE_TRIES: u32 = 400;
+
 /// How often the signal thread looks for something left to undo.
 const ROUNDS: usize = 4;
 
@@ -107,9 +110,27 @@ fn perform(undo: &Undo) {
         }
         Undo::Detach(device) => {
             quietly(shell::undo_command("losetup").args(["--detach", device]));
+            // A busy device is detached later by the kernel: whoever reads its file must wait.
+            let name = device.trim_start_matches("/dev/");
+            let backing = PathBuf::from(format!("/sys/block/{name}/loop/backing_file"));
+            for _ in 0..GONE_TRIES {
+                if !backing.exists() {
+                    break;
+                }
+                std::thread::sleep(PAUSE);
+            }
         }
         Undo::SwapOff(device) => {
-            quietly(shell::undo_command("swapoff").arg(device));
+            // It may fail while the kernel is just writing to it; left on, it would write into
+            // the image later.
+            for _ in 0..GONE_TRIES {
+                quietly(shell::undo_command("swapoff").arg(device));
+                let table = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+                if !table.lines().any(|line| line.split_whitespace().next() == Some(device)) {
+                    break;
+                }
+                std::thread::sleep(PAUSE);
+            }
         }
         Undo::Kill(process) => kill(*process),
         Undo::RemoveGroup(folder) => {

@@ -96,7 +96,7 @@ fn session_offer(model: &Model, seed: u64) -> SessionOffer {
             size_bytes: model.size_bytes,
             block_size: model.block_size,
             snapshot: seed.to_string(),
-            filter_digest: [0; 32],
+            read_digest: [0; 32],
             base: BaseChoice::None,
             change_id: None,
         }],

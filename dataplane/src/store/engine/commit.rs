@@ -135,7 +135,7 @@ fn manifest_of<S: Storage>(
             root: sealed.root,
             change_id: disk.change_id.clone(),
             snapshot: disk.snapshot.clone(),
-            filter_digest: disk.filter_digest,
+            read_digest: disk.read_digest,
             mask: Vec::new(),
             totals: sealed.totals,
             base: base.as_ref().map(|base| base.point),

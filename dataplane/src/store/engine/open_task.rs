@@ -7,6 +7,7 @@
 
 use gantry_common::extents::{Run, RunSet};
 use gantry_common::ids::{BlockId, PointId};
+use gantry_common::limits;
 use gantry_common::session::store_port::{StoreReport, TaskKey};
 use gantry_common::wire::{BaseAnswer, BaseChoice, DiskOffer};
 
@@ -16,6 +17,7 @@ use crate::store::journal::{BaseRoot, Entry, Journal, JournalHead, JournalReader
 use crate::store::layout::{journal_path, points_dir};
 use crate::store::manifest::{Manifest, list_points};
 use crate::store::map_node::tree_height;
+use crate::store::map_tree::{TreeRoot, leaf_ids};
 use crate::store::record::RecordKind;
 use crate::store::staging::Staging;
 use crate::store::storage::{OpenMode, Storage};
@@ -29,14 +31,14 @@ struct Base {
 }
 
 impl Base {
-    fn answer(&self, choice: BaseChoice) -> BaseAnswer {
+    fn answer(&self, choice: BaseChoice, damaged: Vec<Run>) -> BaseAnswer {
         match (&self.root, choice) {
             (_, BaseChoice::None) => BaseAnswer::NotAsked,
             (Some(root), _) => BaseAnswer::Usable {
                 point: root.point,
                 size_bytes: root.size_bytes,
                 change_id: root.change_id.clone(),
-                damaged: Vec::new(),
+                damaged,
                 fallback_reason: self.refused.clone(),
             },
             (None, _) => BaseAnswer::Unusable {
@@ -71,7 +73,11 @@ impl<S: Storage> Store<S> {
             base: base.root.clone(),
             base_refused: base.refused.clone(),
         };
-        let answer = base.answer(disk.base);
+        let damaged = match &base.root {
+            Some(root) => self.damaged_of_base(root, &disk)?,
+            None => Vec::new(),
+        };
+        let answer = base.answer(disk.base, damaged);
         let (task, sealed) = self.start_task(key, disk, base.root, &head, earlier)?;
         let durable: Vec<Run> = task.durable.iter().collect();
         if let Some(session) = self.sessions.get_mut(&key.session) {
@@ -112,6 +118,36 @@ impl<S: Storage> Store<S> {
                 && point(&head.base) == point(&fresh.root)
         });
         (adoptable.map(|(other, _)| *other), fresh)
+    }
+
+    /// Blocks of the base that cannot be restored. Looked for only while records are known to be
+    /// damaged or packs to be missing: then each of the base's ids is looked up, which is the
+    /// price of never taking over what is gone.
+    fn damaged_of_base(&self, root: &BaseRoot, disk: &DiskOffer) -> Result<Vec<Run>, StoreError> {
+        let mut damaged = RunSet::new();
+        if !self.repo.index.is_suspect() {
+            return Ok(Vec::new());
+        }
+        let blocks = disk.block_size.block_count(root.size_bytes);
+        let tree = TreeRoot { root: root.root, blocks };
+        for leaf in 0..blocks.div_ceil(limits::NODE_CHILDREN) {
+            let ids = leaf_ids(&tree, leaf, &mut |id, level| self.repo.node(id, level))?;
+            let found = self.repo.find(&ids)?;
+            for (child, (id, at)) in ids.iter().zip(found).enumerate() {
+                if !id.is_zero() && at.is_none() {
+                    let first = leaf * limits::NODE_CHILDREN + child as u64;
+                    damaged.insert(Run { first, count: 1 });
+                }
+            }
+        }
+        let mut runs: Vec<Run> = damaged.iter().collect();
+        if runs.len() > limits::RUNS_MAX {
+            // More than a message holds: one run over all of them reads too much, never too little.
+            let (first, last) = (runs[0], runs[runs.len() - 1]);
+            let first = first.first;
+            runs = vec![Run { first, count: last.first + last.count - first }];
+        }
+        Ok(runs)
     }
 
     fn start_task(

@@ -83,7 +83,7 @@ fn another_session_adopts_progress_only_of_the_same_frozen_disk() {
         second.created_ms = 5000;
         match change {
             1 => second.disks[0].snapshot = "s2".into(),
-            2 => second.disks[0].filter_digest = [1; 32],
+            2 => second.disks[0].read_digest = [1; 32],
             3 => second.disks[0].size_bytes += 1,
             4 => second.name = "db2".into(),
             _ => {}

@@ -31,7 +31,7 @@ fn offer() -> SessionOffer {
             size_bytes: (BLOCKS + 10) * u64::from(K256),
             block_size: BlockSize::K256,
             snapshot: "s".into(),
-            filter_digest: [0; 32],
+            read_digest: [0; 32],
             base: BaseChoice::Latest,
             change_id: None,
         }],

@@ -46,6 +46,10 @@ pub struct Swap<'a> {
     pub work: &'a Path,
 }
 
+/// Environment variable that lets the kernel itself swap a process out onto the image. Not the
+/// default: while the device is on, the kernel may put any process's pages there.
+const KERNEL_SWAP: &str = "GANTRY_CORPUS_KERNEL_SWAP";
+
 impl Swap<'_> {
     /// Writes the header (mkswap on a file of the same size, so that no root is needed).
     ///
@@ -70,7 +74,7 @@ impl Swap<'_> {
     /// When the image cannot be written or there are no files to draw from.
     pub fn fill(&self, bytes: u64, files: &[HostFile], seed: u64) -> Result<Origin> {
         ensure!(bytes < self.region.length * 9 / 10, "more pages than fit into the swap space");
-        if crate::is_root() {
+        if crate::is_root() && std::env::var_os(KERNEL_SWAP).is_some() {
             match self.swap_out(bytes, files, seed) {
                 Ok(used) if used >= bytes / 2 => return Ok(Origin::Kernel),
                 Ok(used) => println!("    {}: only {used} bytes were swapped out", self.name),

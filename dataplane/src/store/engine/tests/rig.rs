@@ -53,7 +53,7 @@ pub fn offer(name: &str, sizes: &[u64]) -> SessionOffer {
         size_bytes: *size,
         block_size: BlockSize::K256,
         snapshot: "s1".into(),
-        filter_digest: [0; 32],
+        read_digest: [0; 32],
         base: BaseChoice::Latest,
         change_id: None,
     };
