@@ -77,10 +77,15 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     })
 }
 
-/// The way to the repository that the arguments name.
-fn connector(arguments: &RepositoryArguments) -> Result<Connector, Failure> {
+/// The way to the repository that the arguments name, to write or only to read.
+fn connector(arguments: &RepositoryArguments, writing: bool) -> Result<Connector, Failure> {
     match arguments.repo.parse()? {
-        RepositoryAddress::Folder(dir) => Ok(Connector::Local(LocalRepository::open(&dir)?)),
+        RepositoryAddress::Folder(dir) if writing => {
+            Ok(Connector::Local(LocalRepository::open(&dir)?))
+        }
+        RepositoryAddress::Folder(dir) => {
+            Ok(Connector::Local(LocalRepository::open_read_only(&dir)?))
+        }
         RepositoryAddress::Remote(address) => {
             let file = |file: &Option<std::path::PathBuf>, option: &str, what: &str| {
                 file.clone().ok_or_else(|| usage(format!("gantry:// needs {option} FILE: {what}")))

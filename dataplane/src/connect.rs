@@ -4,6 +4,7 @@
 //! the same repository code on a thread of its own, over the in-memory transport.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::thread::JoinHandle;
 
 use gantry_common::failure::{Failure, FailureKind};
@@ -14,7 +15,9 @@ use tokio::sync::mpsc;
 use crate::host::random;
 use crate::repository::Repository;
 use crate::restore::PackFiles;
+use crate::store::reader::StoreReader;
 use crate::store::service::StoreService;
+use crate::store::storage::kernel::KernelStorage;
 use crate::transport::{
     self, Connection, Identity, Options, OutFrame, TicketKey, TransportError, TransportKind, Trust,
 };
@@ -135,30 +138,52 @@ pub struct LocalRepository {
 }
 
 impl LocalRepository {
-    /// Opens the folder and serves it on a thread of its own.
+    /// Opens the folder to bring points in, and serves it on a thread of its own.
     ///
     /// # Errors
     /// `Target`: no repository there, damaged, or in use by another mover.
     pub fn open(dir: &Path) -> Result<LocalRepository, Failure> {
         let service = StoreService::spawn(dir, Vec::new()).map_err(Failure::from)?;
-        let files = PackFiles::start()?;
-        let tickets = TicketKey::random().map_err(Failure::from)?;
+        let (files, tickets) = (PackFiles::start()?, TicketKey::random().map_err(Failure::from)?);
+        let handle = service.handle();
+        LocalRepository::serve(
+            move || Repository::new(handle, files, tickets, false),
+            move || service.shut_down(),
+        )
+    }
+
+    /// Opens the folder to restore and list; others may do so at the same time, and it may be
+    /// write-protected.
+    ///
+    /// # Errors
+    /// As [`LocalRepository::open`].
+    pub fn open_read_only(dir: &Path) -> Result<LocalRepository, Failure> {
+        let (reader, notes) = StoreReader::open(KernelStorage::new(dir)).map_err(Failure::from)?;
+        notes.iter().for_each(|note| tracing::warn!("{note}"));
+        let (files, tickets) = (PackFiles::start()?, TicketKey::random().map_err(Failure::from)?);
+        LocalRepository::serve(move || Repository::read_only(reader, files, tickets), || ())
+    }
+
+    fn serve(
+        make: impl FnOnce() -> Rc<Repository> + Send + 'static,
+        end: impl FnOnce() + Send + 'static,
+    ) -> Result<LocalRepository, Failure> {
         let (connections, mut queue) = mpsc::unbounded_channel();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let Ok(runtime) = runtime else { return };
             let local = tokio::task::LocalSet::new();
-            let repository = Repository::new(service.handle(), files, tickets, false);
-            let serving = std::rc::Rc::clone(&repository);
+            let repository = make();
+            let serving = Rc::clone(&repository);
             local.block_on(&runtime, async move {
                 while let Some(connection) = queue.recv().await {
-                    tokio::task::spawn_local(std::rc::Rc::clone(&serving).serve(connection));
+                    tokio::task::spawn_local(Rc::clone(&serving).serve(connection));
                 }
             });
             // Sessions end once their connections are gone.
             runtime.block_on(local);
             drop(repository);
-            service.shut_down();
+            end();
         };
         let thread = std::thread::Builder::new().name("repository".into()).spawn(run);
         let thread = thread.map_err(|error| {

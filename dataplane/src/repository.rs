@@ -25,6 +25,7 @@ use crate::payload::{Payload, PayloadPool};
 use crate::receive::{Admitted, SessionDriver};
 use crate::restore::{self, PackFiles, ServeOptions};
 use crate::store::admin;
+use crate::store::reader::StoreReader;
 use crate::store::service::StoreHandle;
 use crate::transport::{
     Claim, CloseReason, Connection, FrameSender, OutFrame, PeerInfo, Revoked, Rights, Ticket,
@@ -40,7 +41,9 @@ const POINTS_A_PAGE: usize = 64;
 
 /// The repository mover's service on one runtime (tokio `LocalSet`).
 pub struct Repository {
-    store: StoreHandle,
+    /// Nothing where the repository is open for reading only.
+    store: Option<StoreHandle>,
+    reader: StoreReader,
     files: PackFiles,
     tickets: TicketKey,
     tickets_required: bool,
@@ -66,8 +69,24 @@ impl Repository {
         tickets: TicketKey,
         tickets_required: bool,
     ) -> Rc<Repository> {
+        let reader = store.reader().clone();
         let sessions = RefCell::default();
-        Rc::new(Repository { store, files, tickets, tickets_required, sessions })
+        let store = Some(store);
+        Rc::new(Repository { store, reader, files, tickets, tickets_required, sessions })
+    }
+
+    /// A service that restores and lists only.
+    pub fn read_only(reader: StoreReader, files: PackFiles, tickets: TicketKey) -> Rc<Repository> {
+        let (store, sessions) = (None, RefCell::default());
+        Rc::new(Repository { store, reader, files, tickets, tickets_required: false, sessions })
+    }
+
+    /// Ends every session's connection with this reason; what they brought stays durable, and
+    /// they resume.
+    pub fn stop(&self, why: &str) {
+        for running in self.sessions.borrow().values() {
+            running.frames.close(CloseReason::Failed(why.to_owned()));
+        }
     }
 
     /// Sessions with a connection, or whose work is not over.
@@ -102,7 +121,7 @@ impl Repository {
             Ok(ticket) => ticket,
             Err(failure) => return Err((Box::new(connection), failure)),
         };
-        let (repository, id_key) = (self.store.repository(), self.store.id_key());
+        let (repository, id_key) = (self.reader.repository(), self.reader.id_key());
         match hello.intent {
             Intent::Backup(offer) => {
                 let admission =
@@ -112,7 +131,7 @@ impl Repository {
             }
             Intent::Restore(offer) => {
                 let Connection { sender, receiver, .. } = connection;
-                let reader = self.store.reader().clone();
+                let reader = self.reader.clone();
                 let options = ServeOptions { ticket, ..ServeOptions::default() };
                 let files = self.files.clone();
                 let served = restore::serve(offer, reader, sender, receiver, files, options);
@@ -147,7 +166,7 @@ impl Repository {
             Some(bytes) => {
                 let claim = Claim {
                     session: hello.session,
-                    repository: self.store.repository(),
+                    repository: self.reader.repository(),
                     peer: peer.pin,
                     name: &name,
                     rights,
@@ -167,7 +186,7 @@ impl Repository {
         }
         let ticket = Ticket {
             session: hello.session,
-            repository: self.store.repository(),
+            repository: self.reader.repository(),
             peer: peer.pin,
             name,
             rights,
@@ -179,6 +198,10 @@ impl Repository {
     /// Gives the connection to its session's driver, starting one if there is none.
     async fn attach(self: &Rc<Self>, mut connection: Connection, admission: Admission) {
         let session = admission.session;
+        let Some(store) = self.store.clone() else {
+            let text = "the repository is open for reading only";
+            return refuse(connection, Failure::new(FailureKind::Target, text)).await;
+        };
         let running = self.sessions.borrow().get(&session).cloned();
         let pool = match running.as_ref().map(|running| running.pool.clone()) {
             Some(pool) => Ok(pool),
@@ -207,14 +230,14 @@ impl Repository {
         let (reports_tx, reports) = mpsc::unbounded_channel();
         // A store that is gone answers nothing; the driver then sees the reports end.
         let on_report = Box::new(move |report| drop(reports_tx.send(report)));
-        let _ = self.store.subscribe(session, on_report);
+        let _ = store.subscribe(session, on_report);
         let running = Running { connections: connections_tx.clone(), pool, name, frames };
         self.sessions.borrow_mut().insert(session, running);
         let _ = connections_tx.send(admitted).await;
         drop(connections_tx);
-        let driver = SessionDriver::new(self.store.clone(), credit);
+        let driver = SessionDriver::new(store.clone(), credit);
         driver.run(connections, reports).await;
-        let _ = self.store.unsubscribe(session);
+        let _ = store.unsubscribe(session);
         self.sessions.borrow_mut().remove(&session);
     }
 
@@ -228,7 +251,7 @@ impl Repository {
         let welcome = ToSource::Welcome { repository, id_key, ticket: None, credit: 0 };
         let mut messages = vec![welcome];
         let filter = (!name.is_empty()).then_some(name);
-        match admin::list(self.store.reader(), filter) {
+        match admin::list(&self.reader, filter) {
             Err(error) => messages.push(ToSource::Failed { task: None, failure: error.into() }),
             Ok(lines) => {
                 let points: Vec<_> = lines.into_iter().filter_map(|line| line.summary).collect();

@@ -17,7 +17,12 @@ use crate::repository::Repository;
 use crate::restore::PackFiles;
 use crate::store::admin;
 use crate::store::service::StoreService;
-use crate::transport::{Identity, Listener, Options, TicketKey, Trust};
+use crate::transport::{CloseReason, Identity, Listener, Options, TicketKey, Trust};
+
+/// What peers are told at the end.
+const STOPPING: &str = "this mover is stopping; run the backup again later: it resumes";
+/// How long the end may take once sessions were told.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// The configuration file of `gantry-mover serve`.
 #[derive(Debug, Clone, Deserialize)]
@@ -169,8 +174,22 @@ async fn accept(
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            // Whoever comes now is told at once, not left to wait.
+            Ok(connection) = listener.accept() => {
+                connection.sender.close(CloseReason::Failed(STOPPING.into()));
+            }
         }
     }
+    repository.stop(STOPPING);
+    // The last words must leave this host, and the sessions become durable.
+    let until = tokio::time::Instant::now() + LAST_WORDS;
+    while tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if repository.sessions_running() == 0 {
+            break;
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
     drop(listener);
     Ok(())
 }

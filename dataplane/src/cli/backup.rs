@@ -26,7 +26,7 @@ pub(super) fn run(arguments: BackupArguments) -> Result<(), Failure> {
     };
     let pacer = Pacer::unlimited();
     pacer.set_rate(rate.and_then(|rate| NonZeroU64::new(rate.bytes_per_second)));
-    let connector = connector(&arguments.repository)?;
+    let connector = connector(&arguments.repository, true)?;
     let runtime = runtime()?;
     let report = runtime.block_on(async {
         if let Some(file) = arguments.rate_file.clone() {

@@ -199,7 +199,7 @@ fn verify_lines(report: &VerifyReport) -> Vec<String> {
 /// `point list`.
 pub(super) fn points(command: PointCommand) -> Result<(), Failure> {
     let PointCommand::List { repository, name, json } = command;
-    let connector = connector(&repository)?;
+    let connector = connector(&repository, false)?;
     let points = runtime()?.block_on(connector.list(&name))?;
     drop(connector);
     if json {

@@ -22,10 +22,24 @@ struct Shown<'a> {
     #[serde(flatten)]
     report: &'a RestoreReport,
     bottleneck_name: &'static str,
+    bytes_processed: u64,
+    bytes_read: u64,
+    bytes_unchanged: u64,
+    bytes_duplicate: u64,
+    bytes_stored: u64,
     verified_against: Option<String>,
 }
 
 pub(super) fn run(arguments: &RestoreArguments) -> Result<(), Failure> {
+    if let Some(source) = &arguments.verify_against {
+        let same = |path: &Path| std::fs::canonicalize(path).ok();
+        if !source.exists() {
+            return Err(usage(format!("--verify-against {}: it is not there", source.display())));
+        }
+        if same(source) == same(Path::new(&arguments.to)) {
+            return Err(usage("--verify-against and --to are the same file"));
+        }
+    }
     let destination = Destination::of(Path::new(&arguments.to));
     let to_stdout = destination == Destination::Stdout;
     if to_stdout && arguments.verify_against.is_some() {
@@ -34,7 +48,7 @@ pub(super) fn run(arguments: &RestoreArguments) -> Result<(), Failure> {
     if to_stdout && arguments.json {
         return Err(usage("--json and --to - would share standard output: take --to PATH"));
     }
-    let connector = connector(&arguments.repository)?;
+    let connector = connector(&arguments.repository, false)?;
     let offer = RestoreOffer {
         name: arguments.name.clone(),
         point: arguments.point.0,
@@ -60,7 +74,17 @@ pub(super) fn run(arguments: &RestoreArguments) -> Result<(), Failure> {
     let verified = verify(arguments)?;
     if arguments.json {
         let bottleneck_name = report.bottleneck.name();
-        return say_json(&Shown { report: &report, bottleneck_name, verified_against: verified });
+        return say_json(&Shown {
+            report: &report,
+            bottleneck_name,
+            bytes_processed: report.bytes_virtual - report.bytes_resumed,
+            // What left the repository; nothing is compared or deduplicated on the way back.
+            bytes_read: report.bytes_transferred,
+            bytes_unchanged: 0,
+            bytes_duplicate: 0,
+            bytes_stored: 0,
+            verified_against: verified,
+        });
     }
     // Standard output may be the disk itself.
     for line in lines(&report, &arguments.to, verified.as_deref()) {

@@ -136,9 +136,15 @@ pub struct RestoreReport {
     /// and verifying (`proxy`), waiting for the network, waiting for the destination (`target`).
     pub bottleneck: Bottleneck,
     /// The point that was restored.
+    #[serde(serialize_with = "as_text")]
     pub point: PointId,
     /// What a person should know (no O_DIRECT, resumed...).
     pub notes: Vec<String>,
+}
+
+/// Ids stand in JSON as people type them.
+fn as_text<S: serde::Serializer>(point: &PointId, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(point)
 }
 
 #[cfg(test)]

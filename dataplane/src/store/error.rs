@@ -105,7 +105,6 @@ impl StoreError {
     /// Whose failure it is.
     pub fn kind(&self) -> FailureKind {
         match self {
-            StoreError::Refused(_) => FailureKind::Refused,
             StoreError::Usage(_) => FailureKind::Usage,
             _ => FailureKind::Target,
         }
