@@ -162,6 +162,7 @@ impl Server {
     fn start(site: &Site, port: u16) -> Server {
         let mut text = String::new();
         let quote = |path: &Path| format!("{:?}", path.display().to_string());
+        let _ = writeln!(text, "[drain]\nseconds = 5");
         let _ = writeln!(text, "[listen]\naddress = \"127.0.0.1:{port}\"");
         let _ = writeln!(text, "[identity]\nfile = {}", quote(&site.target.identity));
         let _ = writeln!(text, "[trust]\nfile = {}", quote(&site.target.trust));

@@ -138,6 +138,10 @@ impl<S: Storage> Store<S> {
         let index = open_index(&storage, &superblock, true, &mut notes)?;
         let (packs, reconciled) = reconcile(&storage, &superblock, &index, true)?;
         notes.extend(reconciled.notes);
+        if index.is_fresh() && !packs.is_empty() {
+            // What the lost index knew of damage and of missing packs is lost with it.
+            index.set_suspect(true)?;
+        }
         let queue = storage
             .write_queue()
             .map_err(|source| StoreError::io("set up writing to", storage.place(""), source))?;
