@@ -28,7 +28,7 @@ fn a_resume_with_another_read_set_starts_over() {
             .iter()
             .map(|block| format!("{{\"start\":{},\"length\":65536}}", block * MIB))
             .collect();
-        site.scratch.write(name, &format!("[{}]", extents.join(",")))
+        site.scratch.write(name, format!("[{}]", extents.join(",")))
     };
     let poor = list("poor.json", &[43, 53]);
     let good = list("good.json", &[3, 13, 23, 33, 43, 53]);
