@@ -502,7 +502,8 @@ fn check_runs(runs: &[Run]) -> Result<(), FrameError> {
 /// [`FrameError::Rule`] names what is too long, too much or missing.
 pub fn check_offer(offer: &SessionOffer) -> Result<(), FrameError> {
     let short = |text: &str| text.len() <= limits::NAME_BYTES_MAX;
-    let named = |text: &str| !text.is_empty() && text.len() <= limits::NAME_BYTES_MAX;
+    // Names are shown on terminals: no control characters.
+    let named = |text: &str| !text.is_empty() && short(text) && !text.chars().any(char::is_control);
     rule(named(&offer.name), "name of the session")?;
     rule(!offer.disks.is_empty(), "session without a disk")?;
     rule(offer.disks.len() <= limits::SESSION_DISKS_MAX, "number of disks")?;

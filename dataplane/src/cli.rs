@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use gantry_common::failure::{Failure, FailureKind};
 use serde::Serialize;
@@ -25,6 +26,16 @@ use arguments::{Command, IdentityCommand, RepositoryArguments, TransportChoice};
 /// # Errors
 /// Its failure, with the kind that decides the exit code.
 pub fn run(command: Command) -> Result<(), Failure> {
+    carry_out(command)?;
+    if OUTPUT_LOST.load(Ordering::Relaxed) {
+        let text =
+            "the command did its work, but its result could not be written to standard output";
+        return Err(Failure::new(FailureKind::Internal, text));
+    }
+    Ok(())
+}
+
+fn carry_out(command: Command) -> Result<(), Failure> {
     match command {
         Command::Backup(arguments) => backup::run(*arguments),
         Command::Restore(arguments) => restore::run(&arguments),
@@ -42,10 +53,17 @@ fn usage(text: impl std::fmt::Display) -> Failure {
     Failure::new(FailureKind::Usage, text.to_string())
 }
 
-/// Writes a line to standard output at once; a closed pipe is no error of ours.
+/// Whether a result could not be written.
+static OUTPUT_LOST: AtomicBool = AtomicBool::new(false);
+
+/// Writes a line to standard output at once. A reader that has gone away is no error; anything
+/// else is told at the command's end.
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    let written = writeln!(out, "{line}").and_then(|()| out.flush());
+    if written.is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe) {
+        OUTPUT_LOST.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Writes the one JSON object of a command.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use gantry_common::extents::Extent;
 use gantry_common::failure::Failure;
+use gantry_common::limits::NAME_BYTES_MAX;
 use gantry_common::units::{Rate, format_bytes};
 
 use super::arguments::BackupArguments;
@@ -43,6 +44,14 @@ pub(super) fn run(arguments: BackupArguments) -> Result<(), Failure> {
 
 fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
     let sources = arguments.sources.len();
+    for text in arguments.disk_ids.iter().chain([&arguments.name]) {
+        let fits = (1..=NAME_BYTES_MAX).contains(&text.len());
+        if !fits || text.chars().any(char::is_control) {
+            return Err(usage(format!(
+                "--name and --disk-id take 1 to {NAME_BYTES_MAX} bytes without control characters"
+            )));
+        }
+    }
     let count = |given: usize, option: &str| {
         if given == 0 || given == sources {
             Ok(())

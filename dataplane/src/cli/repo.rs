@@ -157,10 +157,11 @@ fn verify(folder: &FolderArguments) -> Result<(), Failure> {
     Err(Failure::new(
         FailureKind::Target,
         format!(
-            "repository {} is damaged: {} places, named above. Points not named there are whole; \
+            "repository {} is damaged: {} places, {} disks of points are hit, all named above. Points not named there are whole; \
              the next backup of a disk that is hit sends its damaged blocks again",
             folder.dir.display(),
             report.damages,
+            report.hits.len(),
         ),
     ))
 }
