@@ -170,7 +170,10 @@ fn hostile_frames_hurt_nobody_else() {
                     let (_, error) = heard.await.unwrap_or_else(|_| {
                         panic!("kind {kind} (greets: {greets}) was not cut off")
                     });
-                    assert!(error.is_some(), "kind {kind} ended as if it were well");
+                    assert!(
+                        error.is_some(),
+                        "kind {kind} by {transport:?} ended as if it were well"
+                    );
                 });
                 server.is_well();
             }

@@ -197,15 +197,14 @@ impl Index {
         };
         let mut builder = Builder::new();
         builder.set_cache_size(limits::INDEX_CACHE_BYTES);
-        // redb asserts on some kinds of damage; here that means: not an index.
-        let open = std::panic::AssertUnwindSafe(|| match (file, writable) {
-            (Some(file), true) => builder.create_with_backend(FileBackend { file }),
-            (file, _) => builder.create_with_backend(OverlayBackend::new(file)),
-        });
         let fault = |what: String| StoreError::Index { path: place.clone(), what };
-        let db = std::panic::catch_unwind(open)
-            .map_err(|_| fault("it is damaged".into()))?
-            .map_err(|error| fault(error.to_string()))?;
+        let db = guarded(&place, || {
+            let opened = match (file, writable) {
+                (Some(file), true) => builder.create_with_backend(FileBackend { file }),
+                (file, _) => builder.create_with_backend(OverlayBackend::new(file)),
+            };
+            opened.map_err(|error| fault(error.to_string()))
+        })?;
         let (suspect, fresh) = (AtomicBool::new(false), AtomicBool::new(false));
         let index = Index { db, place: place.clone(), writable, suspect, fresh };
         index.claim(repository)?;
@@ -218,6 +217,10 @@ impl Index {
     }
 
     fn claim(&self, repository: RepositoryId) -> Result<(), StoreError> {
+        guarded(&self.place, || self.claim_unguarded(repository))
+    }
+
+    fn claim_unguarded(&self, repository: RepositoryId) -> Result<(), StoreError> {
         let mut wanted = FORMAT_VERSION.to_le_bytes().to_vec();
         wanted.extend(repository.0);
         let txn = self.db.begin_write().map_err(|error| self.fault(error))?;
@@ -253,6 +256,10 @@ impl Index {
     /// # Errors
     /// [`StoreError::Index`].
     pub fn find(&self, ids: &[BlockId]) -> Result<Vec<Option<Location>>, StoreError> {
+        guarded(&self.place, || self.find_unguarded(ids))
+    }
+
+    fn find_unguarded(&self, ids: &[BlockId]) -> Result<Vec<Option<Location>>, StoreError> {
         let txn = self.db.begin_read().map_err(|error| self.fault(error))?;
         let table = txn.open_table(BLOCKS).map_err(|error| self.fault(error))?;
         ids.iter()
@@ -268,6 +275,10 @@ impl Index {
     /// # Errors
     /// [`StoreError::Index`].
     pub fn packs(&self) -> Result<BTreeMap<PackNumber, PackRow>, StoreError> {
+        guarded(&self.place, || self.packs_unguarded())
+    }
+
+    fn packs_unguarded(&self) -> Result<BTreeMap<PackNumber, PackRow>, StoreError> {
         let txn = self.db.begin_read().map_err(|error| self.fault(error))?;
         let table = txn.open_table(PACKS).map_err(|error| self.fault(error))?;
         let mut rows = BTreeMap::new();
@@ -388,6 +399,14 @@ impl Index {
         durable: bool,
         act: impl FnOnce(&mut BlockTable<'_>, &mut PackTable<'_>) -> Result<(), redb::StorageError>,
     ) -> Result<(), StoreError> {
+        guarded(&self.place, || self.change_unguarded(durable, act))
+    }
+
+    fn change_unguarded(
+        &self,
+        durable: bool,
+        act: impl FnOnce(&mut BlockTable<'_>, &mut PackTable<'_>) -> Result<(), redb::StorageError>,
+    ) -> Result<(), StoreError> {
         let mut txn = self.db.begin_write().map_err(|error| self.fault(error))?;
         let durability = if durable { Durability::Immediate } else { Durability::None };
         txn.set_durability(durability).map_err(|error| self.fault(error))?;
@@ -400,6 +419,13 @@ impl Index {
         }
         txn.commit().map_err(|error| self.fault(error))
     }
+}
+
+/// redb asserts on some kinds of damage; here that means: not an index.
+fn guarded<T>(place: &str, act: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or_else(|_| {
+        Err(StoreError::Index { path: place.to_owned(), what: "it is damaged".into() })
+    })
 }
 
 type BlockTable<'a> = redb::Table<'a, &'static [u8; 32], &'static [u8; VALUE_BYTES]>;

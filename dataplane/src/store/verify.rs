@@ -138,7 +138,8 @@ pub fn verify<S: Storage>(
             Err(StoreError::Damaged { path, offset, what, .. }) => {
                 verifier.report.damage(&path, offset, what);
             }
-            Err(error) => verifier.report.notes.push(error.to_string()),
+            // Unreadable for another reason (a damaged version reads as a later one): not clean.
+            Err(error) => verifier.report.damage(&listed.point.to_string(), 0, error),
         }
     }
     let index = &reader.repo().index;
