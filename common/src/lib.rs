@@ -10,4 +10,5 @@ pub mod extents;
 pub mod limits;
 pub mod failure;
 pub mod wire;
+pub mod manage;
 pub mod session;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::manage::VerifyReport;
 use gantry_common::units::format_bytes;
 use gantry_common::wire::PointSummary;
 use serde::Serialize;
@@ -20,7 +21,7 @@ use crate::store::engine::Store;
 use crate::store::error::StoreError;
 use crate::store::reader::StoreReader;
 use crate::store::storage::kernel::KernelStorage;
-use crate::store::verify::{self, VerifyReport};
+use crate::store::verify;
 
 pub(super) fn run(command: RepoCommand) -> Result<(), Failure> {
     match command {

@@ -109,6 +109,7 @@ mod tests {
         let at = Location {
             pack: PackNumber(pack),
             offset,
+            slot: 0,
             stored_len,
             raw_len: stored_len,
             codec: Codec::Raw,

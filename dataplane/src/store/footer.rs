@@ -20,6 +20,8 @@ const PACK_MAGIC: [u8; 8] = *b"GANTPACK";
 const TRAILER_MAGIC: [u8; 8] = *b"GANTFOOT";
 const SLOT_BYTES: usize = 64;
 const TRAILER_BYTES: usize = 128;
+/// Slot flag: a collection gave the record up; its bytes may be gone.
+const FLAG_GONE: u16 = 1;
 const HEAD_CRC_AT: usize = ALIGN as usize - 4;
 
 /// What a pack's header or footer is wrong about.
@@ -53,6 +55,8 @@ pub struct Slot {
     pub kind: RecordKind,
     /// Checksum of the stored bytes.
     pub checksum: StoredChecksum,
+    /// A collection gave it up: its bytes may be gone, and no restore point needs it.
+    pub is_gone: bool,
 }
 
 impl Slot {
@@ -66,6 +70,7 @@ impl Slot {
             codec: head.codec,
             kind: head.kind,
             checksum: head.checksum,
+            is_gone: false,
         }
     }
 
@@ -84,7 +89,9 @@ impl Slot {
         out.extend(((self.offset / ALIGN) as u32).to_le_bytes());
         out.extend(self.raw_len.to_le_bytes());
         out.extend(self.stored_len.to_le_bytes());
-        out.extend([codec_code(self.codec), self.kind.code(), 0, 0]);
+        out.extend([codec_code(self.codec), self.kind.code()]);
+        let flags = if self.is_gone { FLAG_GONE } else { 0 };
+        out.extend(flags.to_le_bytes());
         out.extend(self.checksum.0);
     }
 
@@ -97,12 +104,13 @@ impl Slot {
         let kind = RecordKind::from_code(fields.u8()?)?;
         let flags = fields.u16()?;
         let checksum = StoredChecksum(fields.array()?);
-        let sane = flags == 0
+        let is_gone = flags & FLAG_GONE != 0;
+        let sane = flags & !FLAG_GONE == 0
             && raw_len > 0
             && raw_len <= limits::BLOCK_BYTES_MAX
             && stored_len > 0
             && stored_len <= raw_len;
-        sane.then_some(Slot { id, offset, raw_len, stored_len, codec, kind, checksum })
+        sane.then_some(Slot { id, offset, raw_len, stored_len, codec, kind, checksum, is_gone })
     }
 }
 
@@ -276,6 +284,7 @@ mod tests {
                 codec: Codec::Zstd,
                 kind: RecordKind::Block,
                 checksum: StoredChecksum([i as u8; 16]),
+                is_gone: i % 7 == 3,
             })
             .collect();
         let end = slots[69].end();

@@ -11,154 +11,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use gantry_common::ids::{BlockId, RepositoryId};
 use gantry_common::limits;
-use gantry_common::wire::Codec;
 use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::error::StoreError;
-use super::fields::Fields;
 use super::footer::Slot;
-use super::layout::{ALIGN, FORMAT_VERSION, PackNumber};
-use super::record::{RecordKind, codec_code, codec_from_code};
+use super::layout::PackNumber;
 use super::storage::{OpenMode, Storage};
 
 mod backend;
+mod location;
 
 use self::backend::{FileBackend, OverlayBackend};
+use self::location::{BLOCK_ROW_BYTES, INDEX_VERSION, PACK_ROW_BYTES};
+pub use self::location::{Location, PackRow};
 
-const BLOCKS: TableDefinition<&[u8; 32], &[u8; VALUE_BYTES]> = TableDefinition::new("blocks");
-const PACKS: TableDefinition<u64, &[u8; VALUE_BYTES]> = TableDefinition::new("packs");
+const BLOCKS: TableDefinition<&[u8; 32], &[u8; BLOCK_ROW_BYTES]> = TableDefinition::new("blocks");
+const PACKS: TableDefinition<u64, &[u8; PACK_ROW_BYTES]> = TableDefinition::new("packs");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 /// There while records are known to be damaged or packs to be missing.
 const META_SUSPECT: &str = "suspect";
 const META_REPOSITORY: &str = "repository";
-const VALUE_BYTES: usize = 24;
-const FLAG_VERIFIED: u8 = 1;
-const FLAG_DAMAGED: u8 = 2;
-
-/// Where a record stands, and what is known of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Location {
-    /// The pack.
-    pub pack: PackNumber,
-    /// First byte of the record in it.
-    pub offset: u64,
-    /// Bytes as stored.
-    pub stored_len: u32,
-    /// Bytes when decoded.
-    pub raw_len: u32,
-    /// Coding.
-    pub codec: Codec,
-    /// Block or node.
-    pub kind: RecordKind,
-    /// This store has decoded it and found its id right.
-    pub verified: bool,
-    /// This store found it damaged.
-    pub damaged: bool,
-}
-
-impl Location {
-    /// The location of a slot in a pack, not verified.
-    pub fn of(slot: &Slot, pack: PackNumber) -> Location {
-        Location {
-            pack,
-            offset: slot.offset,
-            stored_len: slot.stored_len,
-            raw_len: slot.raw_len,
-            codec: slot.codec,
-            kind: slot.kind,
-            verified: false,
-            damaged: false,
-        }
-    }
-
-    fn encode(&self) -> [u8; VALUE_BYTES] {
-        let mut out = Vec::with_capacity(VALUE_BYTES);
-        out.extend(self.pack.0.to_le_bytes());
-        out.extend(((self.offset / ALIGN) as u32).to_le_bytes());
-        out.extend(self.stored_len.to_le_bytes());
-        out.extend(self.raw_len.to_le_bytes());
-        let verified = if self.verified { FLAG_VERIFIED } else { 0 };
-        let damaged = if self.damaged { FLAG_DAMAGED } else { 0 };
-        out.extend([codec_code(self.codec), self.kind.code(), verified | damaged, 0]);
-        fixed(&out)
-    }
-
-    fn decode(bytes: &[u8; VALUE_BYTES]) -> Option<Location> {
-        let mut fields = Fields::new(bytes);
-        let pack = PackNumber(fields.u64()?);
-        let offset = u64::from(fields.u32()?) * ALIGN;
-        let (stored_len, raw_len) = (fields.u32()?, fields.u32()?);
-        let codec = codec_from_code(fields.u8()?)?;
-        let kind = RecordKind::from_code(fields.u8()?)?;
-        let flags = fields.u8()?;
-        let sane = stored_len <= limits::STORED_BYTES_MAX && raw_len <= limits::BLOCK_BYTES_MAX;
-        sane.then_some(Location {
-            pack,
-            offset,
-            stored_len,
-            raw_len,
-            codec,
-            kind,
-            verified: flags & FLAG_VERIFIED != 0,
-            damaged: flags & FLAG_DAMAGED != 0,
-        })
-    }
-}
-
-/// What is known of a sealed pack without opening it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PackRow {
-    /// Blocks in it.
-    pub blocks: u32,
-    /// Map nodes in it.
-    pub nodes: u32,
-    /// Bytes of the file.
-    pub file_bytes: u64,
-    /// Bytes of its blocks when decoded.
-    pub raw_bytes: u64,
-}
-
-impl PackRow {
-    /// The row of a pack with these records.
-    pub fn of(slots: &[Slot], file_bytes: u64) -> PackRow {
-        let mut row = PackRow { file_bytes, ..PackRow::default() };
-        for slot in slots {
-            match slot.kind {
-                RecordKind::Block => {
-                    row.blocks += 1;
-                    row.raw_bytes += u64::from(slot.raw_len);
-                }
-                RecordKind::Node => row.nodes += 1,
-            }
-        }
-        row
-    }
-
-    fn encode(&self) -> [u8; VALUE_BYTES] {
-        let mut out = Vec::with_capacity(VALUE_BYTES);
-        out.extend(self.blocks.to_le_bytes());
-        out.extend(self.nodes.to_le_bytes());
-        out.extend(self.file_bytes.to_le_bytes());
-        out.extend(self.raw_bytes.to_le_bytes());
-        fixed(&out)
-    }
-
-    fn decode(bytes: &[u8; VALUE_BYTES]) -> Option<PackRow> {
-        let mut fields = Fields::new(bytes);
-        Some(PackRow {
-            blocks: fields.u32()?,
-            nodes: fields.u32()?,
-            file_bytes: fields.u64()?,
-            raw_bytes: fields.u64()?,
-        })
-    }
-}
-
-fn fixed(bytes: &[u8]) -> [u8; VALUE_BYTES] {
-    let mut out = [0; VALUE_BYTES];
-    out.copy_from_slice(bytes);
-    out
-}
 
 /// The index of one repository; shared between threads.
 #[derive(Debug)]
@@ -221,7 +93,7 @@ impl Index {
     }
 
     fn claim_unguarded(&self, repository: RepositoryId) -> Result<(), StoreError> {
-        let mut wanted = FORMAT_VERSION.to_le_bytes().to_vec();
+        let mut wanted = INDEX_VERSION.to_le_bytes().to_vec();
         wanted.extend(repository.0);
         let txn = self.db.begin_write().map_err(|error| self.fault(error))?;
         {
@@ -232,7 +104,7 @@ impl Index {
                 .map(|value| value.value().to_vec());
             match found {
                 Some(found) if found == wanted => {}
-                Some(_) => return Err(self.fault("it belongs to another repository")),
+                Some(_) => return Err(self.fault("it is of another repository or version")),
                 None => {
                     self.fresh.store(true, Ordering::Relaxed);
                     meta.insert(META_REPOSITORY, wanted.as_slice())
@@ -307,7 +179,7 @@ impl Index {
         durable: bool,
     ) -> Result<(), StoreError> {
         self.change(durable, |blocks, packs| {
-            for slot in slots {
+            for (position, slot) in (0..).zip(slots).filter(|(_, slot)| !slot.is_gone) {
                 let kept = blocks
                     .get(&slot.id.0)?
                     .and_then(|value| Location::decode(value.value()))
@@ -316,7 +188,7 @@ impl Index {
                         usable && (old.verified || old.pack > pack)
                     });
                 if !kept {
-                    blocks.insert(&slot.id.0, &Location::of(slot, pack).encode())?;
+                    blocks.insert(&slot.id.0, &Location::of(slot, position, pack).encode())?;
                 }
             }
             packs.insert(pack.0, &row.encode())?;
@@ -428,5 +300,5 @@ fn guarded<T>(place: &str, act: impl FnOnce() -> Result<T, StoreError>) -> Resul
     })
 }
 
-type BlockTable<'a> = redb::Table<'a, &'static [u8; 32], &'static [u8; VALUE_BYTES]>;
-type PackTable<'a> = redb::Table<'a, u64, &'static [u8; VALUE_BYTES]>;
+type BlockTable<'a> = redb::Table<'a, &'static [u8; 32], &'static [u8; BLOCK_ROW_BYTES]>;
+type PackTable<'a> = redb::Table<'a, u64, &'static [u8; PACK_ROW_BYTES]>;

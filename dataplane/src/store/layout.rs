@@ -118,6 +118,11 @@ pub fn manifest_path(name: &str, point: PointId) -> String {
     format!("{}/{point}.manifest", points_dir(name))
 }
 
+/// The manifest of a deleted point until the next collection: the same file, renamed.
+pub fn deleted_path(name: &str, point: PointId) -> String {
+    format!("{}/{point}.deleted", points_dir(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::{PackNumber, escape_name};

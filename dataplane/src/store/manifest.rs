@@ -224,14 +224,30 @@ impl Manifest {
     }
 }
 
-/// Ids of a VM's points, oldest first.
+/// Points of a folder, oldest first, by their files' names.
 ///
 /// # Errors
 /// [`StoreError::Io`].
 pub fn list_points<S: Storage>(storage: &S, dir: &str) -> Result<Vec<PointId>, StoreError> {
+    list_files(storage, dir, ".manifest")
+}
+
+/// Deleted points of a folder that no collection has taken yet, oldest first.
+///
+/// # Errors
+/// [`StoreError::Io`].
+pub fn list_deleted<S: Storage>(storage: &S, dir: &str) -> Result<Vec<PointId>, StoreError> {
+    list_files(storage, dir, ".deleted")
+}
+
+fn list_files<S: Storage>(
+    storage: &S,
+    dir: &str,
+    ending: &str,
+) -> Result<Vec<PointId>, StoreError> {
     let entries =
         storage.list(dir).map_err(|source| StoreError::io("list", storage.place(dir), source))?;
-    let point = |name: &str| name.strip_suffix(".manifest")?.parse::<PointId>().ok();
+    let point = |name: &str| name.strip_suffix(ending)?.parse::<PointId>().ok();
     let mut points: Vec<PointId> = entries.iter().filter_map(|entry| point(&entry.name)).collect();
     points.sort();
     Ok(points)

@@ -103,6 +103,11 @@ pub trait StorageFile: Clone + Debug + Send + Sync + 'static {
     fn set_len(&self, bytes: u64) -> io::Result<()>;
     /// Reserves space and extends the file to `bytes`; `Unsupported` where it cannot.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// Gives the bytes from `offset` on back to the file system: they read as zeros, the length
+    /// stays. `Unsupported` where it cannot.
+    fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<()>;
+    /// Bytes that the file takes on the disk, holes left out.
+    fn allocated_bytes(&self) -> io::Result<u64>;
     /// Makes contents and length durable.
     fn sync_data(&self) -> io::Result<()>;
 

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use gantry_common::extents::{Run, RunSet};
 use gantry_common::ids::BlockId;
 use gantry_common::limits::NODE_CHILDREN;
-use serde::Serialize;
+use gantry_common::manage::{Hit, LISTED_MAX, VerifyReport};
 
 use super::error::StoreError;
 use super::footer::{PackHead, Slot, read_footer};
@@ -27,75 +27,6 @@ use super::superblock::Superblock;
 
 /// Clean nodes that are remembered, 16 bytes each; beyond, shared nodes are walked again.
 pub const NODES_REMEMBERED_MAX: usize = 4 << 20;
-/// Damages and hits that are listed; more are only counted.
-pub const LISTED_MAX: usize = 10_000;
-
-/// A damaged place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Damage {
-    /// File.
-    pub file: String,
-    /// Byte in it.
-    pub offset: u64,
-    /// What is wrong.
-    pub what: String,
-}
-
-/// What the damage means for a disk of a point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Hit {
-    /// VM name.
-    pub name: String,
-    /// The point.
-    pub point: String,
-    /// The disk's label.
-    pub disk: String,
-    /// Blocks that cannot be restored.
-    pub blocks_lost: u64,
-    /// Where they are, as far as listed.
-    pub runs: Vec<Run>,
-}
-
-/// What a verification found.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct VerifyReport {
-    /// Packs read.
-    pub packs: u64,
-    /// Records read, decoded and found right.
-    pub records_good: u64,
-    /// Bytes read from packs.
-    pub bytes_read: u64,
-    /// Points whose trees were walked.
-    pub points: u64,
-    /// Map nodes walked.
-    pub nodes: u64,
-    /// Damaged places found.
-    pub damages: u64,
-    /// The first of them.
-    pub damaged: Vec<Damage>,
-    /// Disks of points that they hit.
-    pub hits: Vec<Hit>,
-    /// Index entries that differ from the packs: run repo rebuild-index.
-    pub index_wrong: u64,
-    /// For a person.
-    pub notes: Vec<String>,
-}
-
-impl VerifyReport {
-    /// Whether nothing at all is wrong.
-    pub fn is_clean(&self) -> bool {
-        self.damages == 0 && self.hits.is_empty() && self.index_wrong == 0
-    }
-
-    fn damage(&mut self, file: &str, offset: u64, what: impl ToString) {
-        self.damages += 1;
-        if self.damaged.len() < LISTED_MAX {
-            let what = what.to_string();
-            self.damaged.push(Damage { file: file.to_owned(), offset, what });
-        }
-    }
-}
-
 /// Told now and then: bytes read, bytes there are.
 pub type OnProgress<'a> = dyn FnMut(u64, u64) + 'a;
 
@@ -179,7 +110,7 @@ impl<S: Storage> Verifier<'_, S> {
         };
         let mut bytes = PackBytes::new(&file).map_err(fail)?;
         let mut checked = Vec::with_capacity(slots.len());
-        for slot in &slots {
+        for (position, slot) in (0..).zip(&slots).filter(|(_, slot)| !slot.is_gone) {
             let result =
                 bytes.record(slot.offset, repository).and_then(|(head, stored)| {
                     match slot.matches(&head) {
@@ -187,7 +118,7 @@ impl<S: Storage> Verifier<'_, S> {
                         false => Err(RecordFault::Other { wanted: slot.id, found: head.id }),
                     }
                 });
-            checked.push((slot.id, Location::of(slot, pack), result.is_ok()));
+            checked.push((slot.id, Location::of(slot, position, pack), result.is_ok()));
             match result {
                 Ok(()) => self.report.records_good += 1,
                 Err(fault) => {
@@ -205,13 +136,17 @@ impl<S: Storage> Verifier<'_, S> {
     fn compare_index(&mut self, pack: PackNumber, slots: &[Slot]) -> Result<(), StoreError> {
         let ids: Vec<BlockId> = slots.iter().map(|slot| slot.id).collect();
         let found = self.reader.repo().index.find(&ids)?;
-        let same_place = |slot: &Slot, at: Location| {
-            let wanted = Location::of(slot, pack);
+        let same_place = |slot: &Slot, position: u32, at: Location| {
+            let wanted = Location::of(slot, position, pack);
             at == Location { verified: at.verified, damaged: at.damaged, ..wanted }
         };
-        for (slot, at) in slots.iter().zip(found) {
+        for ((position, slot), at) in (0..).zip(slots).zip(found) {
+            if slot.is_gone {
+                continue;
+            }
             let right = at.is_some_and(|at| {
-                at.pack != pack && self.reader.repo().has_pack(at.pack) || same_place(slot, at)
+                at.pack != pack && self.reader.repo().has_pack(at.pack)
+                    || same_place(slot, position, at)
             });
             // The same id twice in one pack (a damaged first record): the index names one of them.
             let is_other_twin = at.is_some_and(|at| {

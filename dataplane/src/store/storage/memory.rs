@@ -374,6 +374,17 @@ impl StorageFile for MemoryFile {
         })
     }
 
+    fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.content("punch", |inode| {
+            inode.now.punch(offset, bytes);
+            Ok(())
+        })
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        self.content("len", |inode| Ok(inode.now.allocated_bytes()))
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         let lie = self.disk.state().lies.iter().any(|lie| self.path.contains(lie));
         self.content("sync", |inode| {

@@ -59,4 +59,25 @@ impl Content {
         }
         self.len = len;
     }
+
+    /// Zeros whole pages; the parts of pages at both ends too.
+    pub(super) fn punch(&mut self, offset: u64, bytes: u64) {
+        let end = (offset + bytes).min(self.len);
+        let page_bytes = PAGE as u64;
+        let mut at = offset;
+        while at < end {
+            let (page, within) = (at / page_bytes, at as usize % PAGE);
+            let take = (page_bytes - within as u64).min(end - at);
+            if take == page_bytes {
+                self.pages.remove(&page);
+            } else if let Some(page) = self.pages.get_mut(&page) {
+                Arc::make_mut(page)[within..within + take as usize].fill(0);
+            }
+            at += take;
+        }
+    }
+
+    pub(super) fn allocated_bytes(&self) -> u64 {
+        (self.pages.len() * PAGE) as u64
+    }
 }
