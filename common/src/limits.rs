@@ -15,6 +15,8 @@ pub const DISK_BYTES_MAX: u64 = 64 << 40;
 pub const SESSION_DISKS_MAX: usize = 256;
 /// Bytes of a VM's or a disk's name or identity.
 pub const NAME_BYTES_MAX: usize = 512;
+/// Points that one application of retention deletes; the rest goes the next time.
+pub const RETIRED_POINTS_MAX: usize = 4096;
 /// Bytes of a VM's configuration (hardware, NVRAM) in a session's offer.
 pub const VM_CONFIG_BYTES_MAX: usize = 128 << 10;
 /// Bytes of a text that a peer sends for a person (error, reason).

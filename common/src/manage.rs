@@ -20,6 +20,8 @@ pub enum ManageRequest {
         name: String,
         /// The points.
         points: Vec<PointId>,
+        /// Also if the name then has no point left.
+        last_too: bool,
     },
     /// Brings deleted points back; all of the name that still can be if none is given.
     UndeletePoints {
@@ -54,6 +56,43 @@ pub enum ManageRequest {
     Stat,
 }
 
+/// Flags of a restore point, kept in its manifest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PointFlags(pub u32);
+
+impl PointFlags {
+    /// Neither deleted by hand nor by retention.
+    pub const PROTECTED: PointFlags = PointFlags(1);
+    /// The first of its ISO week (UTC) when it was made.
+    pub const WEEKLY: PointFlags = PointFlags(2);
+    /// The first of its month.
+    pub const MONTHLY: PointFlags = PointFlags(4);
+    /// The first of its year.
+    pub const YEARLY: PointFlags = PointFlags(8);
+
+    /// Whether all of `wanted` are set.
+    pub fn has(self, wanted: PointFlags) -> bool {
+        self.0 & wanted.0 == wanted.0
+    }
+
+    /// With these set, or not set.
+    #[must_use]
+    pub fn with(self, flags: PointFlags, set: bool) -> PointFlags {
+        PointFlags(if set { self.0 | flags.0 } else { self.0 & !flags.0 })
+    }
+
+    /// The names of those that are set.
+    pub fn names(self) -> Vec<&'static str> {
+        let all = [
+            (PointFlags::PROTECTED, "protected"),
+            (PointFlags::WEEKLY, "weekly"),
+            (PointFlags::MONTHLY, "monthly"),
+            (PointFlags::YEARLY, "yearly"),
+        ];
+        all.into_iter().filter(|(flag, _)| self.has(*flag)).map(|(_, name)| name).collect()
+    }
+}
+
 /// Which points of a VM to keep. A point goes only if no rule keeps it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retention {
@@ -68,6 +107,13 @@ pub struct Retention {
     pub monthly: u32,
     /// As `weekly`, by year.
     pub yearly: u32,
+}
+
+impl Retention {
+    /// Whether any rule is there. Without one only the newest point would stay.
+    pub fn has_rule(&self) -> bool {
+        *self != Retention::default()
+    }
 }
 
 /// How to collect.

@@ -13,6 +13,7 @@ use crate::extents::Run;
 use crate::failure::Failure;
 use crate::ids::{BlockId, IdKey, PointId, RepositoryId, SessionId, StoredChecksum};
 use crate::limits;
+use crate::manage::{PointFlags, Retention};
 use crate::units::{BlockSize, Compression};
 
 /// Protocol number, sent in `Hello` too, so that a transport without ALPN still checks it.
@@ -114,6 +115,8 @@ pub struct SessionOffer {
     pub created_ms: u64,
     /// VM configuration (opaque to the data plane; vSphere fills it).
     pub vm_config: Vec<u8>,
+    /// Which points the target keeps once this one is committed; nothing: all of them.
+    pub retention: Option<Retention>,
 }
 
 /// What a connection is for.
@@ -285,6 +288,10 @@ pub struct PointSummary {
     pub created_ms: u64,
     /// Its base, if it had one.
     pub parent: Option<PointId>,
+    /// Protected, kept longer.
+    pub flags: PointFlags,
+    /// It is deleted; it can be brought back until a collection.
+    pub is_deleted: bool,
     /// Each disk.
     pub disks: Vec<DiskSummary>,
 }
@@ -376,6 +383,8 @@ pub enum ToSource {
     Committed {
         /// The point.
         point: PointId,
+        /// Older points that the session's retention deleted; undoable until a collection.
+        deleted: Vec<PointId>,
     },
     /// The task, or (without one) the whole session, cannot go on.
     Failed {
@@ -491,6 +500,9 @@ fn check_head(head: &BlockHead, payload_len: u32) -> Result<(), FrameError> {
     rule(head.codec != Codec::Raw || payload_len == head.raw_len, "payload of a raw block")
 }
 
+/// A retention without any rule would keep one point only: nobody may ask for that by accident.
+const RETENTION: &str = "retention without a rule";
+
 fn check_runs(runs: &[Run]) -> Result<(), FrameError> {
     rule(runs.len() <= limits::RUNS_MAX, "number of runs")?;
     rule(runs.iter().all(|run| run.count > 0 && run.end().is_some()), "run of blocks")
@@ -508,6 +520,7 @@ pub fn check_offer(offer: &SessionOffer) -> Result<(), FrameError> {
     rule(!offer.disks.is_empty(), "session without a disk")?;
     rule(offer.disks.len() <= limits::SESSION_DISKS_MAX, "number of disks")?;
     rule(offer.vm_config.len() <= limits::VM_CONFIG_BYTES_MAX, "VM configuration")?;
+    rule(offer.retention.is_none_or(|retention| retention.has_rule()), RETENTION)?;
     for disk in &offer.disks {
         rule(named(&disk.identity), "identity of a disk")?;
         rule(short(&disk.label), "name of a disk")?;
@@ -556,6 +569,9 @@ impl Message for ToSource {
             ToSource::BaseIds { ids, .. } => rule(ids.len() <= limits::BASE_IDS_MAX, "base ids"),
             ToSource::Known { known, .. } => rule(known.len() <= limits::QUERY_IDS_MAX, "answer"),
             ToSource::Durable { runs, .. } | ToSource::Zeros { runs } => check_runs(runs),
+            ToSource::Committed { deleted, .. } => {
+                rule(deleted.len() <= limits::RETIRED_POINTS_MAX, "points deleted by retention")
+            }
             _ => Ok(()),
         }
     }

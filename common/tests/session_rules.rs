@@ -35,6 +35,7 @@ fn offer() -> SessionOffer {
         compression: Compression::Optimal,
         created_ms: 0,
         vm_config: Vec::new(),
+        retention: None,
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use gantry_common::extents::Extent;
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::{PointId, SessionId};
+use gantry_common::manage::Retention;
 use gantry_common::session::sender::Sender;
 use gantry_common::units::{BlockSize, Compression};
 use gantry_common::wire::{self, BaseChoice, DiskOffer, SessionOffer};
@@ -47,6 +48,8 @@ pub struct BackupOptions {
     pub base: Option<PointId>,
     /// Read everything, whatever the base.
     pub full: bool,
+    /// Which points the repository keeps once this one is committed; nothing: all.
+    pub retention: Option<Retention>,
     /// Identity of the frozen state; default: the source's fingerprint.
     pub snapshot: Option<String>,
     /// Block size.
@@ -191,6 +194,7 @@ pub async fn run(
         compression: options.compression,
         created_ms: now_ms(),
         vm_config: Vec::new(),
+        retention: options.retention,
     };
     wire::check_offer(&offer)
         .map_err(|error| Failure::new(FailureKind::Usage, format!("this session: {error}")))?;

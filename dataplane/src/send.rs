@@ -300,7 +300,11 @@ impl SendDriver {
                 SourceCommand::Sealed { task, bytes_stored } => {
                     self.disks.sealed(task, bytes_stored);
                 }
-                SourceCommand::Finished { point } => self.disks.committed(point),
+                SourceCommand::Finished { point, deleted } => {
+                    let retired = |point| format!("retention deleted point {point}");
+                    self.stats.log.extend(deleted.iter().map(retired));
+                    self.disks.committed(point);
+                }
                 SourceCommand::Failed { task, failure } => self.disks.fail(task, failure),
             }
         }

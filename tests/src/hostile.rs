@@ -58,6 +58,7 @@ pub fn hello(session: u8, name: &str, disk_bytes: u64) -> ToTarget {
         compression: Compression::Optimal,
         created_ms: 0,
         vm_config: Vec::new(),
+        retention: None,
     };
     ToTarget::Hello {
         protocol: PROTOCOL,

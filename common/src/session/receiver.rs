@@ -277,9 +277,9 @@ impl<P> Receiver<P> {
                 self.assert_ours(session);
                 self.handle_session_opened(committed);
             }
-            StoreReport::Committed { session, point } => {
+            StoreReport::Committed { session, point, deleted } => {
                 self.assert_ours(session);
-                self.end(Some(ToSource::Committed { point }));
+                self.end(Some(ToSource::Committed { point, deleted }));
             }
             StoreReport::Failed { session, task, failure } => {
                 self.assert_ours(session);
@@ -320,7 +320,7 @@ impl<P> Receiver<P> {
 
     fn handle_session_opened(&mut self, committed: Option<PointId>) {
         if let Some(point) = committed {
-            return self.end(Some(ToSource::Committed { point }));
+            return self.end(Some(ToSource::Committed { point, deleted: Vec::new() }));
         }
         match self.link.replace(Phase::Open) {
             Some(Phase::Opening(admission)) => {

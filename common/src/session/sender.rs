@@ -194,8 +194,8 @@ impl<P> Sender<P> {
                 self.outbox.extend(self.tasks.iter_mut().map(Task::open));
                 Ok(())
             }
-            ToSource::Committed { point } => {
-                self.finish(point);
+            ToSource::Committed { point, deleted } => {
+                self.finish(point, deleted);
                 Ok(())
             }
             ToSource::Refused { failure } | ToSource::Failed { task: None, failure } => {
@@ -236,11 +236,11 @@ impl<P> Sender<P> {
                 let task = task_of(&mut self.tasks, "Sealed", task)?;
                 task.handle_sealed(bytes_stored, &mut self.commands)
             }
-            ToSource::Committed { point } => {
+            ToSource::Committed { point, deleted } => {
                 if !self.tasks.iter().all(Task::was_seal_sent) {
                     return out_of_turn("Committed", "before every disk was sealed");
                 }
-                self.finish(point);
+                self.finish(point, deleted);
                 Ok(())
             }
             ToSource::Failed { task, failure } => {
@@ -353,8 +353,8 @@ impl<P> Sender<P> {
         self.tasks.iter().map(Task::progress)
     }
 
-    fn finish(&mut self, point: PointId) {
-        self.commands.push_back(SourceCommand::Finished { point });
+    fn finish(&mut self, point: PointId, deleted: Vec<PointId>) {
+        self.commands.push_back(SourceCommand::Finished { point, deleted });
         self.end(Outcome::Committed);
     }
 

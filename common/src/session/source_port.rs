@@ -66,6 +66,8 @@ pub enum SourceCommand {
     Finished {
         /// The point.
         point: PointId,
+        /// Older points that the session's retention deleted.
+        deleted: Vec<PointId>,
     },
     /// The session cannot go on: stop every disk. Also the answer to the pipeline's own `Failed`.
     Failed {

@@ -155,6 +155,8 @@ pub enum StoreReport {
         session: SessionId,
         /// The point.
         point: PointId,
+        /// Older points that the session's retention deleted.
+        deleted: Vec<PointId>,
     },
     /// Answer to `Detach`: every earlier command of the session is answered, every buffer is back,
     /// and nothing more comes until `OpenSession` is repeated.

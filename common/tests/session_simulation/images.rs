@@ -101,6 +101,7 @@ pub fn offer_of(images: &[Image], snapshot: u64, has_base: bool) -> SessionOffer
         compression: Compression::Optimal,
         created_ms: 1,
         vm_config: Vec::new(),
+        retention: None,
     }
 }
 

@@ -330,7 +330,7 @@ impl Store {
         }
         let id = PointId::new(2 + self.points.len() as u64, [0; 10]);
         self.points.push(Point { id, session: Some(session), images });
-        self.reports.push_back(StoreReport::Committed { session, point: id });
+        self.reports.push_back(StoreReport::Committed { session, point: id, deleted: Vec::new() });
         Ok(())
     }
 

@@ -111,7 +111,7 @@ impl Target {
                 return Err(format!("{frame:?} claims what is not durable"));
             }
         }
-        if let Some(ToSource::Committed { point }) = &frame
+        if let Some(ToSource::Committed { point, .. }) = &frame
             && !self.store.points.iter().any(|found| found.id == *point)
         {
             return Err("a commit without a point".into());

@@ -236,7 +236,7 @@ impl World {
     fn command_pipeline(&mut self) -> Result<bool, String> {
         let Some(command) = self.commands.pop_front() else { return Ok(false) };
         match &command {
-            SourceCommand::Finished { point } => {
+            SourceCommand::Finished { point, .. } => {
                 self.is_finished = true;
                 if !self.target.store.points.iter().any(|found| found.id == *point) {
                     return Err("finished without a point".into());

@@ -81,6 +81,7 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
         sources: list,
         base: arguments.base,
         full: arguments.full,
+        retention: None,
         snapshot: arguments.snapshot.clone(),
         block_size: arguments.block_size,
         compression: arguments.compression,

@@ -7,6 +7,7 @@ use std::io;
 
 use gantry_common::ids::{BlockId, PointId, RepositoryId, SessionId};
 use gantry_common::limits;
+use gantry_common::manage::PointFlags;
 use gantry_common::units::{BlockSize, Compression};
 use gantry_common::wire::{DiskSummary, PointSummary, TaskTotals};
 use serde::{Deserialize, Serialize};
@@ -90,8 +91,8 @@ pub struct Manifest {
     pub disks: Vec<DiskRecord>,
     /// The VM's configuration.
     pub vm_config: Vec<u8>,
-    /// Kept longer, protected: reserved.
-    pub flags: u32,
+    /// Protected, kept longer.
+    pub flags: PointFlags,
     /// Fields of later versions.
     pub extensions: Vec<(u16, Vec<u8>)>,
 }
@@ -119,6 +120,8 @@ impl Manifest {
             name: self.name.clone(),
             created_ms: self.created_ms,
             parent: self.parent,
+            flags: self.flags,
+            is_deleted: false,
             disks: self.disks.iter().map(disk).collect(),
         }
     }
@@ -272,7 +275,7 @@ mod tests {
             compression: Compression::Optimal,
             disks: Vec::new(),
             vm_config: vec![1, 2, 3],
-            flags: 0,
+            flags: PointFlags::default(),
             extensions: Vec::new(),
         };
         let disk = MemoryStorage::new();

@@ -22,7 +22,7 @@ fn random_to_source(random: &mut fastrand::Rng) -> ToSource {
             task: random.bool().then_some(task),
             failure: random_failure(random),
         },
-        2 => ToSource::Committed { point: PointId([7; 16]) },
+        2 => ToSource::Committed { point: PointId([7; 16]), deleted: Vec::new() },
         3 => {
             ToSource::ReadDone { batch: number, blocks: number, reading_us: number, sending_us: 0 }
         }

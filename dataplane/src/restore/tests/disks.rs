@@ -46,6 +46,8 @@ impl Model {
             name: NAME.to_owned(),
             created_ms: 1,
             parent: None,
+            flags: Default::default(),
+            is_deleted: false,
             disks: vec![DiskSummary {
                 identity: "disk".to_owned(),
                 label: "disk.raw".to_owned(),

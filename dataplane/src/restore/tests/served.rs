@@ -103,6 +103,7 @@ fn session_offer(model: &Model, seed: u64) -> SessionOffer {
         compression: Compression::Fast,
         created_ms: 1000 + seed,
         vm_config: Vec::new(),
+        retention: None,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use gantry_common::ids::SessionId;
+use gantry_common::manage::PointFlags;
 use gantry_common::session::store_port::{StoreReport, TaskKey};
 use gantry_common::wire::{SessionOffer, TaskNumber};
 
@@ -38,7 +39,7 @@ impl<S: Storage> Store<S> {
             tracing::info!("restore point {point} of '{name}' is committed");
             self.drop_journals(&name);
         }
-        self.reports.push_back(StoreReport::Committed { session, point });
+        self.reports.push_back(StoreReport::Committed { session, point, deleted: Vec::new() });
     }
 
     /// Removes every journal under a name: its point stands, or a newer one does. Failing to is
@@ -153,7 +154,7 @@ fn manifest_of<S: Storage>(
         compression: offer.compression,
         disks: sealed.iter().map(disk).collect(),
         vm_config: offer.vm_config.clone(),
-        flags: 0,
+        flags: PointFlags::default(),
         extensions: Vec::new(),
     }
 }

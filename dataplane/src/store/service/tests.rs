@@ -38,6 +38,7 @@ fn offer() -> SessionOffer {
         compression: Compression::None,
         created_ms: 5,
         vm_config: Vec::new(),
+        retention: None,
     }
 }
 

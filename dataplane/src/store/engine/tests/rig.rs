@@ -63,6 +63,7 @@ pub fn offer(name: &str, sizes: &[u64]) -> SessionOffer {
         compression: Compression::Optimal,
         created_ms: 1000,
         vm_config: vec![1],
+        retention: None,
     }
 }
 
