@@ -16,7 +16,7 @@ use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
 use gantry_common::wire::{SessionOffer, TaskNumber};
 
 use super::error::StoreError;
-use super::index::Location;
+use super::index::{Finding, Location};
 use super::journal::{BaseRoot, JournalHead, SealedDisk, list_journals};
 use super::layout::{JOURNALS, LOCK, PACKS, POINTS, PackNumber};
 use super::pack::PackNumbers;
@@ -91,7 +91,7 @@ pub struct Store<S: Storage> {
     journals: BTreeMap<TaskKey, JournalHead>,
     checks: VecDeque<Check>,
     checking: BTreeMap<u64, (Check, TaskKey, u64, usize)>,
-    checked: Vec<(BlockId, Location, bool)>,
+    checked: Vec<(BlockId, Location, Finding)>,
     /// Which session wrote a pack, for packs of this process.
     written_by: BTreeMap<PackNumber, SessionId>,
     packs_unflushed: u32,
@@ -140,7 +140,7 @@ impl<S: Storage> Store<S> {
         notes.extend(reconciled.notes);
         if index.is_fresh() && !packs.is_empty() {
             // What the lost index knew of damage and of missing packs is lost with it.
-            index.set_suspect(true)?;
+            index.set_suspect()?;
         }
         let queue = storage
             .write_queue()
@@ -337,7 +337,7 @@ impl<S: Storage> Store<S> {
             let checked = std::mem::take(&mut self.checked);
             self.marks_unflushed += 1;
             let flush = self.marks_unflushed >= MARKS_UNFLUSHED_MAX;
-            let marked = self.repo.index.mark(&checked);
+            let marked = self.repo.index.mark(&checked).map(drop);
             let flushed =
                 marked.and_then(|()| if flush { self.repo.index.flush() } else { Ok(()) });
             if flush {

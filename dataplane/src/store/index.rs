@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use gantry_common::ids::{BlockId, RepositoryId};
 use gantry_common::limits;
-use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::error::StoreError;
 use super::footer::Slot;
@@ -19,9 +19,11 @@ use super::layout::PackNumber;
 use super::storage::{OpenMode, Storage};
 
 mod backend;
+mod damage;
 mod location;
 
 use self::backend::{FileBackend, OverlayBackend};
+pub use self::damage::{Finding, Walked};
 use self::location::{BLOCK_ROW_BYTES, INDEX_VERSION, PACK_ROW_BYTES};
 pub use self::location::{Location, PackRow};
 
@@ -38,7 +40,7 @@ pub struct Index {
     db: Database,
     place: String,
     writable: bool,
-    /// Records were found damaged or packs missing since the last clean verification.
+    /// Records are known to be damaged or packs to be missing, or may be.
     suspect: AtomicBool,
     /// It was made by this opening.
     fresh: AtomicBool,
@@ -77,8 +79,13 @@ impl Index {
             };
             opened.map_err(|error| fault(error.to_string()))
         })?;
-        let (suspect, fresh) = (AtomicBool::new(false), AtomicBool::new(false));
-        let index = Index { db, place: place.clone(), writable, suspect, fresh };
+        let index = Index {
+            db,
+            place: place.clone(),
+            writable,
+            suspect: AtomicBool::new(false),
+            fresh: AtomicBool::new(false),
+        };
         index.claim(repository)?;
         Ok(index)
     }
@@ -115,6 +122,7 @@ impl Index {
             self.suspect.store(suspect, Ordering::Relaxed);
             txn.open_table(BLOCKS).map_err(|error| self.fault(error))?;
             txn.open_table(PACKS).map_err(|error| self.fault(error))?;
+            Index::open_damage_tables(&txn).map_err(|error| self.fault(error))?;
         }
         txn.commit().map_err(|error| self.fault(error))
     }
@@ -178,21 +186,26 @@ impl Index {
         is_live: &dyn Fn(PackNumber) -> bool,
         durable: bool,
     ) -> Result<(), StoreError> {
-        self.change(durable, |blocks, packs| {
-            for (position, slot) in (0..).zip(slots).filter(|(_, slot)| !slot.is_gone) {
-                let kept = blocks
-                    .get(&slot.id.0)?
-                    .and_then(|value| Location::decode(value.value()))
-                    .is_some_and(|old| {
-                        let usable = !old.damaged && old.pack != pack && is_live(old.pack);
-                        usable && (old.verified || old.pack > pack)
-                    });
-                if !kept {
-                    blocks.insert(&slot.id.0, &Location::of(slot, position, pack).encode())?;
+        self.transact(durable, |txn| {
+            let mut healed = false;
+            {
+                let mut blocks = txn.open_table(BLOCKS)?;
+                for (position, slot) in (0..).zip(slots).filter(|(_, slot)| !slot.is_gone) {
+                    let old =
+                        blocks.get(&slot.id.0)?.and_then(|value| Location::decode(value.value()));
+                    let usable =
+                        |old: &Location| !old.damaged && old.pack != pack && is_live(old.pack);
+                    let kept =
+                        old.is_some_and(|old| usable(&old) && (old.verified || old.pack > pack));
+                    if !kept {
+                        healed |= old.is_some_and(|old| !usable(&old));
+                        let at = Location::of(slot, position, pack);
+                        blocks.insert(&slot.id.0, &at.encode())?;
+                    }
                 }
             }
-            packs.insert(pack.0, &row.encode())?;
-            Ok(())
+            txn.open_table(PACKS)?.insert(pack.0, &row.encode())?;
+            if healed { Index::forget_healed(txn) } else { Ok(()) }
         })
     }
 
@@ -201,29 +214,12 @@ impl Index {
     /// # Errors
     /// [`StoreError::Index`].
     pub fn forget_packs(&self, gone: &[PackNumber]) -> Result<(), StoreError> {
-        self.change(true, |_, packs| {
-            gone.iter().try_for_each(|pack| packs.remove(pack.0).map(drop))
-        })?;
-        if gone.is_empty() { Ok(()) } else { self.set_suspect(true) }
-    }
-
-    /// Remembers that these records, at these places, were found good or damaged.
-    ///
-    /// # Errors
-    /// [`StoreError::Index`].
-    pub fn mark(&self, checked: &[(BlockId, Location, bool)]) -> Result<(), StoreError> {
-        self.change(false, |blocks, _| {
-            for (id, at, good) in checked {
-                let found = blocks.get(&id.0)?.and_then(|value| Location::decode(value.value()));
-                let Some(found) = found else { continue };
-                if (found.pack, found.offset) == (at.pack, at.offset) {
-                    let marked = Location { verified: *good, damaged: !*good, ..found };
-                    blocks.insert(&id.0, &marked.encode())?;
-                }
-            }
+        self.transact(true, |txn| {
+            let mut packs = txn.open_table(PACKS)?;
+            gone.iter().try_for_each(|pack| packs.remove(pack.0).map(drop))?;
             Ok(())
         })?;
-        if checked.iter().all(|(_, _, good)| *good) { Ok(()) } else { self.set_suspect(true) }
+        if gone.is_empty() { Ok(()) } else { self.set_suspect() }
     }
 
     /// Whether this opening made it anew.
@@ -231,65 +227,12 @@ impl Index {
         self.fresh.load(Ordering::Relaxed)
     }
 
-    /// Whether some blocks of some points may be gone: a base must then be looked through before
-    /// anything is taken over from it unread.
-    pub fn is_suspect(&self) -> bool {
-        self.suspect.load(Ordering::Relaxed)
-    }
-
-    /// Notes that damage was found, or that a whole verification found none.
-    ///
-    /// # Errors
-    /// [`StoreError::Index`].
-    pub fn set_suspect(&self, suspect: bool) -> Result<(), StoreError> {
-        if self.suspect.swap(suspect, Ordering::Relaxed) == suspect {
-            return Ok(());
-        }
-        let mut txn = self.db.begin_write().map_err(|error| self.fault(error))?;
-        txn.set_durability(Durability::Immediate).map_err(|error| self.fault(error))?;
-        {
-            let mut meta = txn.open_table(META).map_err(|error| self.fault(error))?;
-            let done = match suspect {
-                true => meta.insert(META_SUSPECT, [1u8].as_slice()).map(drop),
-                false => meta.remove(META_SUSPECT).map(drop),
-            };
-            done.map_err(|error| self.fault(error))?;
-        }
-        txn.commit().map_err(|error| self.fault(error))
-    }
-
     /// Makes every change so far durable.
     ///
     /// # Errors
     /// [`StoreError::Index`].
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.change(true, |_, _| Ok(()))
-    }
-
-    fn change(
-        &self,
-        durable: bool,
-        act: impl FnOnce(&mut BlockTable<'_>, &mut PackTable<'_>) -> Result<(), redb::StorageError>,
-    ) -> Result<(), StoreError> {
-        guarded(&self.place, || self.change_unguarded(durable, act))
-    }
-
-    fn change_unguarded(
-        &self,
-        durable: bool,
-        act: impl FnOnce(&mut BlockTable<'_>, &mut PackTable<'_>) -> Result<(), redb::StorageError>,
-    ) -> Result<(), StoreError> {
-        let mut txn = self.db.begin_write().map_err(|error| self.fault(error))?;
-        let durability = if durable { Durability::Immediate } else { Durability::None };
-        txn.set_durability(durability).map_err(|error| self.fault(error))?;
-        // An opening after a crash then need not walk the whole tree.
-        txn.set_quick_repair(durable && self.writable);
-        {
-            let mut blocks = txn.open_table(BLOCKS).map_err(|error| self.fault(error))?;
-            let mut packs = txn.open_table(PACKS).map_err(|error| self.fault(error))?;
-            act(&mut blocks, &mut packs).map_err(|error| self.fault(error))?;
-        }
-        txn.commit().map_err(|error| self.fault(error))
+        self.transact(true, |_| Ok(()))
     }
 }
 
@@ -299,6 +242,3 @@ fn guarded<T>(place: &str, act: impl FnOnce() -> Result<T, StoreError>) -> Resul
         Err(StoreError::Index { path: place.to_owned(), what: "it is damaged".into() })
     })
 }
-
-type BlockTable<'a> = redb::Table<'a, &'static [u8; 32], &'static [u8; BLOCK_ROW_BYTES]>;
-type PackTable<'a> = redb::Table<'a, u64, &'static [u8; PACK_ROW_BYTES]>;

@@ -15,7 +15,7 @@ use gantry_common::manage::{Hit, LISTED_MAX, VerifyReport};
 
 use super::error::StoreError;
 use super::footer::{PackHead, Slot, read_footer};
-use super::index::Location;
+use super::index::{Finding, Location, Walked};
 use super::layout::PackNumber;
 use super::manifest::{DiskRecord, Manifest};
 use super::map_node::{child_count, node_blocks, tree_height};
@@ -75,7 +75,9 @@ pub fn verify<S: Storage>(
     }
     let index = &reader.repo().index;
     if index.is_writable() {
-        index.set_suspect(!verifier.report.is_clean())?;
+        let all = Some(!verifier.report.is_clean());
+        let generation = index.damage_generation()?;
+        index.keep_walked(&Walked { rows: Vec::new(), all }, generation)?;
     }
     Ok(verifier.report)
 }
@@ -118,7 +120,8 @@ impl<S: Storage> Verifier<'_, S> {
                         false => Err(RecordFault::Other { wanted: slot.id, found: head.id }),
                     }
                 });
-            checked.push((slot.id, Location::of(slot, position, pack), result.is_ok()));
+            let finding = if result.is_ok() { Finding::Good } else { Finding::Damaged };
+            checked.push((slot.id, Location::of(slot, position, pack), finding));
             match result {
                 Ok(()) => self.report.records_good += 1,
                 Err(fault) => {
@@ -129,7 +132,7 @@ impl<S: Storage> Verifier<'_, S> {
         }
         self.report.bytes_read += bytes.bytes_read;
         self.compare_index(pack, &slots)?;
-        if repo.index.is_writable() { repo.index.mark(&checked) } else { Ok(()) }
+        if repo.index.is_writable() { repo.index.mark(&checked).map(drop) } else { Ok(()) }
     }
 
     /// An entry that names this pack must name the record's own place in it.

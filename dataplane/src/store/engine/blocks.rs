@@ -12,7 +12,7 @@ use gantry_common::wire::{BlockHead, Mark};
 use super::{CHECKS_MAX, Check, Flight, FlightKind, Store};
 use crate::payload::Payload;
 use crate::store::error::StoreError;
-use crate::store::index::Location;
+use crate::store::index::{Finding, Location};
 use crate::store::map_tree::leaf_ids;
 use crate::store::record::{Origin, RECORD_HEAD_BYTES, RecordHead, RecordKind};
 use crate::store::staging::STAGED_ZERO;
@@ -158,7 +158,8 @@ impl<S: Storage> Store<S> {
     /// A record was read and found right, or not.
     pub fn handle_checked(&mut self, check: &Check, good: bool) {
         // Kept also if nobody waits for it any more: the work is done.
-        self.checked.push((check.id, check.at, good));
+        let finding = if good { Finding::Good } else { Finding::Damaged };
+        self.checked.push((check.id, check.at, finding));
         if !good {
             tracing::warn!(
                 "block {} in pack {} at byte {} is damaged: it is not used, run repo verify",
