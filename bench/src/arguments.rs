@@ -28,6 +28,9 @@ pub enum Command {
     /// Full backup, both kinds of incremental and restore between two real mover processes, beside
     /// the sum of the stages.
     EndToEnd(Box<EndToEndArguments>),
+    /// What opening, counting and collecting cost as a repository grows: synthetic repositories of
+    /// so many blocks, whose index, maps and footers are real.
+    Scale(ScaleArguments),
 }
 
 /// Which bytes are measured, and how long.
@@ -121,4 +124,24 @@ pub struct EndToEndArguments {
     /// before. Default: they are measured first.
     #[arg(long, value_name = "FILE")]
     pub stages: Option<PathBuf>,
+}
+
+/// Arguments of `scale`.
+#[derive(Debug, Clone, Args)]
+pub struct ScaleArguments {
+    /// Blocks of each repository; 100000000 need about 20 GB and some minutes.
+    #[arg(long, value_delimiter = ',', default_value = "1000000,10000000", value_name = "N,…")]
+    pub blocks: Vec<u64>,
+    /// Folder for the repositories. Default: the system's folder for temporary files.
+    #[arg(long, value_name = "DIR")]
+    pub work: Option<PathBuf>,
+    /// Leave the repositories in the work folder.
+    #[arg(long)]
+    pub keep: bool,
+    /// The program to measure. Default: the gantry-mover beside this program.
+    #[arg(long, value_name = "PATH")]
+    pub mover: Option<PathBuf>,
+    /// Print one JSON object instead of the table.
+    #[arg(long)]
+    pub json: bool,
 }

@@ -10,11 +10,12 @@
 //!                                     └────────── incremental by compare to v2 ── restore, compare
 //! ```
 
-mod process;
 mod mover;
 mod disks;
 mod expected;
 mod rounds;
+
+pub(crate) use self::mover::program as mover_program;
 
 use std::path::PathBuf;
 
@@ -122,7 +123,7 @@ pub struct Part {
 pub fn run(arguments: &EndToEndArguments) -> Result<EndToEndReport> {
     let machine = Machine::here();
     ensure!(arguments.sample.runs > 0, "runs must be more than 0");
-    let mover = mover::program(arguments)?;
+    let mover = mover::program(arguments.mover.as_deref())?;
     let mut folder = work_folder(&arguments.sample)?;
     folder.disable_cleanup(arguments.keep);
     let stages = stage_costs(arguments)?;

@@ -9,8 +9,10 @@ pub mod arguments;
 pub mod machine;
 pub mod measure;
 pub mod blocks;
+mod process;
 pub mod stages;
 pub mod end_to_end;
+pub mod scale;
 mod table;
 
 use anyhow::Result;
@@ -30,6 +32,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::EndToEnd(arguments) => {
             let report = end_to_end::run(&arguments)?;
             show(arguments.sample.json, &report, table::end_to_end)
+        }
+        Command::Scale(arguments) => {
+            let report = scale::run(&arguments)?;
+            show(arguments.json, &report, table::scale)
         }
     }
 }

@@ -9,6 +9,7 @@ use gantry_common::units::format_bytes;
 use crate::end_to_end::EndToEndReport;
 use crate::machine::Machine;
 use crate::measure::{Spread, Stage, Way};
+use crate::scale::ScaleReport;
 use crate::stages::StagesReport;
 
 fn machine(machine: &Machine) -> String {
@@ -38,6 +39,35 @@ pub(crate) fn stages(report: &StagesReport) -> String {
     );
     for stage in &report.stages {
         stage_rows(&mut out, stage);
+    }
+    notes(&mut out, &report.notes);
+    out
+}
+
+/// The table of `scale`.
+pub(crate) fn scale(report: &ScaleReport) -> String {
+    let mut out = machine(&report.machine);
+    for size in &report.sizes {
+        let _ = writeln!(
+            out,
+            "\n{} blocks in {} packs, {} map leaves, index {}; made in {:.1} s",
+            size.blocks,
+            size.packs,
+            size.leaves,
+            format_bytes(size.index_bytes),
+            size.made_seconds
+        );
+        for step in &size.steps {
+            let _ = writeln!(
+                out,
+                "  {:<24} {:>8.2} s {:>8.2} CPU s {:>12}  {}",
+                step.name,
+                step.wall_seconds,
+                step.cpu_seconds,
+                format_bytes(step.rss_bytes),
+                step.said
+            );
+        }
     }
     notes(&mut out, &report.notes);
     out

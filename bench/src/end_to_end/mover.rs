@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::process::{self, Finished};
 use crate::arguments::EndToEndArguments;
+use crate::process::{self, Finished};
 
 /// How long a server may take to drain before it is killed.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 const NAME: &str = "bench";
 
 /// Where the program is.
-pub(super) fn program(arguments: &EndToEndArguments) -> Result<PathBuf> {
+pub(crate) fn program(given: Option<&Path>) -> Result<PathBuf> {
     let beside = || Some(std::env::current_exe().ok()?.parent()?.join("gantry-mover"));
-    let path = arguments.mover.clone().or_else(beside).context("no path of gantry-mover")?;
+    let path = given.map(Path::to_owned).or_else(beside).context("no path of gantry-mover")?;
     ensure!(
         path.is_file(),
         "{} is not there: cargo build --release -p gantry-dataplane, or give --mover PATH",

@@ -11,8 +11,8 @@ use serde_json::Value;
 use super::Bytes;
 use super::disks::{bytes_on_disk, copy, drop_page_cache, ensure_same, files};
 use super::mover::{Movers, Server};
-use super::process::{self, Finished};
 use crate::arguments::EndToEndArguments;
+use crate::process::{self, Finished};
 
 /// Phases, in the order of a round.
 pub(super) const FULL: &str = "full";

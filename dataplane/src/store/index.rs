@@ -209,6 +209,27 @@ impl Index {
         })
     }
 
+    /// Adds rows as they are, replacing what stands under their keys: for who knows all of them,
+    /// and fastest in the order of the ids. Not durable before [`Index::flush`].
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn insert_rows(
+        &self,
+        blocks: &[(BlockId, Location)],
+        packs: &[(PackNumber, PackRow)],
+    ) -> Result<(), StoreError> {
+        self.change(false, |block_table, pack_table| {
+            for (id, at) in blocks {
+                block_table.insert(&id.0, &at.encode())?;
+            }
+            for (pack, row) in packs {
+                pack_table.insert(pack.0, &row.encode())?;
+            }
+            Ok(())
+        })
+    }
+
     /// Forgets packs that are gone from the disk; their blocks' entries stay and are not answered.
     ///
     /// # Errors
