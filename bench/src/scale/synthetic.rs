@@ -315,7 +315,7 @@ fn point(storage: &KernelStorage, number: u8, blocks: u64, root: BlockId) -> Res
         compression: Compression::Optimal,
         disks: vec![disk],
         vm_config: Vec::new(),
-        flags: 0,
+        flags: Default::default(),
         extensions: Vec::new(),
     };
     manifest.commit(storage)?;
