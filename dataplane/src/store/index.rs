@@ -219,10 +219,12 @@ impl Index {
         blocks: &[(BlockId, Location)],
         packs: &[(PackNumber, PackRow)],
     ) -> Result<(), StoreError> {
-        self.change(false, |block_table, pack_table| {
+        self.transact(false, |txn| {
+            let mut block_table = txn.open_table(BLOCKS)?;
             for (id, at) in blocks {
                 block_table.insert(&id.0, &at.encode())?;
             }
+            let mut pack_table = txn.open_table(PACKS)?;
             for (pack, row) in packs {
                 pack_table.insert(pack.0, &row.encode())?;
             }
