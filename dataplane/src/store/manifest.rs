@@ -280,6 +280,7 @@ mod tests {
         };
         let disk = MemoryStorage::new();
         disk.create_dir("points").unwrap();
+        disk.sync_dir("").unwrap();
         manifest.commit(&disk).unwrap();
         let disk = disk.after_power_loss();
         let path = manifest_path("web/01", manifest.point);

@@ -1,9 +1,10 @@
 //! What the store needs from a disk: every file operation goes through these three traits.
 //!
 //! In: paths relative to the repository, bytes. Out: bytes, completions, `io::Error`s. The kernel
-//! implementation stands under production, the memory one under tests; a simulated disk that
-//! loses, tears and reorders can take their place, because the store does nothing behind their
-//! back. Invariant: nothing is durable before `sync_data` (contents) and `sync_dir` (names).
+//! implementation stands under production; under tests stands a simulated disk, which loses, tears,
+//! reorders and fails (and under unit tests, as [`memory`], only what they ask for). The store does
+//! nothing behind their back. Invariant: nothing is durable before `sync_data` (contents) and
+//! `sync_dir` (names).
 
 use std::fmt::Debug;
 use std::io;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use gantry_uring::buffer::PooledBuf;
 
 pub mod kernel;
+pub mod faulty;
 pub mod memory;
 
 /// How a file is opened.

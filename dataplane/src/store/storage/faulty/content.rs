@@ -77,6 +77,13 @@ impl Content {
         }
     }
 
+    /// Pages of this range that nothing was written to yet.
+    pub(super) fn absent_pages(&self, offset: u64, bytes: u64) -> u64 {
+        let pages = offset / PAGE as u64..(offset + bytes).div_ceil(PAGE as u64);
+        let there = self.pages.range(pages.clone()).count() as u64;
+        pages.end - pages.start - there
+    }
+
     pub(super) fn allocated_bytes(&self) -> u64 {
         (self.pages.len() * PAGE) as u64
     }
