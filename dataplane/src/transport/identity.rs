@@ -93,6 +93,11 @@ impl Identity {
         self.pin
     }
 
+    /// A key that only who has this identity can derive; other than any for another purpose.
+    pub(super) fn derived_key(&self, purpose: &str) -> [u8; 32] {
+        blake3::derive_key(purpose, self.pem.as_bytes())
+    }
+
     /// The certificates alone, as PEM: what may be given to anybody.
     pub fn certificates_pem(&self) -> String {
         let begin = self.pem.find("-----BEGIN CERTIFICATE-----").unwrap_or(self.pem.len());

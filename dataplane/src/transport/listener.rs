@@ -54,7 +54,7 @@ impl Listener {
         let (udp, tcp_listener) = bind_both(address).await?;
         let bound = tcp_listener.local_addr().map_err(|error| cannot_listen(address, &error))?;
         let config = quic::server_config(identity, trust, options)?;
-        let endpoint = quic::endpoint(udp, Some(config), options)?;
+        let endpoint = quic::endpoint(udp, identity, Some(config), options)?;
         let acceptor = tcp::acceptor(identity, trust)?;
         let (queue, connections) = mpsc::channel(BACKLOG);
         let door = Door { identity: identity.clone(), options: options.clone(), queue };

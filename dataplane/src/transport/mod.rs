@@ -17,6 +17,7 @@ mod link;
 mod frame_io;
 mod pacer;
 mod udp;
+mod reset;
 mod quic;
 mod queue;
 mod tcp;

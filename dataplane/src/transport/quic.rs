@@ -16,8 +16,8 @@ use gantry_common::limits;
 use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
-    RecvStream, SendStream, ServerConfig, TokioRuntime, TransportConfig, WriteError,
+    ClientConfig, ConnectionError, Endpoint, IdleTimeout, MtuDiscoveryConfig, RecvStream,
+    SendStream, ServerConfig, TokioRuntime, TransportConfig, WriteError,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, watch};
@@ -31,6 +31,7 @@ use super::link::{
     LANE_QUEUE_FRAMES, LaneStream, Link, LinkStats, PeerInfo, StreamInlet,
 };
 use super::options::{Options, TransportKind};
+use super::reset::endpoint_config;
 use super::tls;
 use super::trust::Trust;
 use super::udp::JumboSocket;
@@ -67,13 +68,14 @@ fn transport_config(options: &Options) -> TransportConfig {
 /// An endpoint on this socket; with `server`, it accepts connections.
 pub(super) fn endpoint(
     socket: UdpSocket,
+    identity: &Identity,
     server: Option<ServerConfig>,
     options: &Options,
 ) -> Result<Endpoint, TransportError> {
     let setup = |what: &str, error: &dyn std::fmt::Display| {
         TransportError::setup(format!("cannot set up {what}: {error}"))
     };
-    let mut config = EndpointConfig::default();
+    let mut config = endpoint_config(identity);
     config
         .max_udp_payload_size(options.mtu_bytes_max.max(1472))
         .map_err(|error| setup("QUIC", &error))?;
@@ -120,7 +122,7 @@ pub(super) async fn connect(
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
     };
     let socket = UdpSocket::bind(any).map_err(|error| setup(&error))?;
-    let endpoint = endpoint(socket, None, options)?;
+    let endpoint = endpoint(socket, identity, None, options)?;
     let tls = tls::client_config(identity, trust, alpn).map_err(|error| setup(&error))?;
     let crypto = QuicClientConfig::try_from(tls).map_err(|error| setup(&error))?;
     let mut config = ClientConfig::new(Arc::new(crypto));

@@ -158,6 +158,48 @@ async fn a_peer_that_falls_silent_is_lost_within_the_idle_time() {
 }
 
 #[tokio::test]
+async fn a_killed_and_restarted_peer_is_noticed_at_once() {
+    let client = crate::transport::Identity::generate("client").unwrap();
+    let server = crate::transport::Identity::generate("server").unwrap();
+    let (trust, pin) = (crate::transport::Trust::of_pins([client.pin()]), server.pin());
+    let (address_in, address_out) = std::sync::mpsc::channel();
+    let (killed_in, killed_out) = std::sync::mpsc::channel::<()>();
+    let (first_server, first_trust) = (server.clone(), trust.clone());
+    // A runtime that is dropped says no word: as a killed process.
+    let first = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let kept = runtime.block_on(async {
+            let mut listener =
+                super::listen(&first_server, &first_trust, &Options::default()).await;
+            address_in.send(listener.address()).unwrap();
+            let connection = listener.accept().await.unwrap();
+            while killed_out.try_recv().is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            (listener, connection)
+        });
+        drop(runtime);
+        drop(kept);
+    });
+    let address = address_out.recv().unwrap();
+    let options = Options { kind: TransportKind::Quic, ..Options::default() };
+    let peers = crate::transport::Trust::of_pins([pin]);
+    let to = address.to_string();
+    let mut connection = crate::transport::connect(&to, &client, &peers, &options).await.unwrap();
+    killed_in.send(()).unwrap();
+    first.join().unwrap();
+    let _again =
+        crate::transport::Listener::bind(address, &server, &trust, &options).await.unwrap();
+    let start = Instant::now();
+    // Something on the wire, as in any backup; the signs of life would do it a little later.
+    let _ = connection.sender.send_control(bye()).await;
+    let error = last_error(&mut connection).await;
+    assert_eq!(error.failure_kind(), FailureKind::Network, "{error}");
+    assert!(error.to_string().contains("reset by peer"), "{error}");
+    assert!(start.elapsed() < options.idle / 3, "{:?}: {error}", start.elapsed());
+}
+
+#[tokio::test]
 async fn a_dropped_peer_is_a_loss_and_a_finished_one_is_not() {
     for kind in KINDS {
         let (client, mut server, _peers) = ends(kind, Options::default()).await;
