@@ -116,6 +116,79 @@ impl Retention {
     }
 }
 
+/// Why retention keeps a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum KeepReason {
+    /// Its manifest cannot be read, so nothing is known of it.
+    Unreadable,
+    /// It is protected.
+    Protected,
+    /// It is among the newest that stay whatever their age.
+    Newest,
+    /// It is young enough.
+    Days,
+    /// It stands for its week.
+    Weekly,
+    /// It stands for its month.
+    Monthly,
+    /// It stands for its year.
+    Yearly,
+}
+
+impl KeepReason {
+    /// For a person.
+    pub fn text(self) -> &'static str {
+        match self {
+            KeepReason::Unreadable => "cannot be read",
+            KeepReason::Protected => "protected",
+            KeepReason::Newest => "newest",
+            KeepReason::Days => "days",
+            KeepReason::Weekly => "weekly",
+            KeepReason::Monthly => "monthly",
+            KeepReason::Yearly => "yearly",
+        }
+    }
+}
+
+/// What retention decides about a point: it goes if no reason keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The VM's name.
+    pub name: String,
+    /// The point.
+    pub point: PointId,
+    /// Its flags, as far as they are known.
+    pub flags: PointFlags,
+    /// Why it stays.
+    pub keep: Vec<KeepReason>,
+}
+
+/// What an application of retention did (or would do).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneReport {
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// Points looked at, oldest first within a name; the first [`LISTED_MAX`].
+    pub decisions: Vec<Decision>,
+    /// Points deleted; undoable until the next collection.
+    pub points_deleted: u64,
+    /// Points that stay.
+    pub points_kept: u64,
+    /// For a person.
+    pub notes: Vec<String>,
+}
+
+/// What deleting, undeleting or protecting points did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointsReport {
+    /// Points that are as asked now, and were not before.
+    pub changed: Vec<PointId>,
+    /// Points that were so already.
+    pub unchanged: Vec<PointId>,
+    /// For a person.
+    pub notes: Vec<String>,
+}
+
 /// How to collect.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectOptions {

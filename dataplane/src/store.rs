@@ -21,6 +21,8 @@ pub mod journal;
 pub mod staging;
 pub mod map_tree;
 pub mod manifest;
+pub mod retention;
+pub mod points;
 pub mod pack;
 pub mod task;
 pub mod engine;

@@ -32,6 +32,7 @@ mod blocks;
 mod commit;
 mod durable;
 mod open_task;
+mod points;
 mod sessions;
 
 #[cfg(test)]
@@ -98,6 +99,8 @@ pub struct Store<S: Storage> {
     marks_unflushed: u32,
     completions: Vec<Completion>,
     now_ms: u64,
+    /// Time of day, as it was last told; 0: never.
+    wall_ms: u64,
     notes: Vec<String>,
     _lock: S::Lock,
 }
@@ -163,6 +166,7 @@ impl<S: Storage> Store<S> {
             marks_unflushed: 0,
             completions: Vec::new(),
             now_ms: 0,
+            wall_ms: 0,
             notes,
             _lock: lock,
         };

@@ -113,14 +113,46 @@ pub fn points_dir(name: &str) -> String {
     format!("{POINTS}/{}", escape_name(name))
 }
 
+/// What the file of a point is; each point has one of the first two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PointFile {
+    /// The manifest: the point exists.
+    Manifest,
+    /// The manifest of a deleted point until the next collection: the same file, renamed.
+    Deleted,
+    /// The manifest's bytes once more. Without one of the others it means nothing.
+    Copy,
+}
+
+impl PointFile {
+    /// Ending of the file's name.
+    pub fn ending(self) -> &'static str {
+        match self {
+            PointFile::Manifest => ".manifest",
+            PointFile::Deleted => ".deleted",
+            PointFile::Copy => ".copy",
+        }
+    }
+
+    /// The file of a point in the folder of its VM.
+    pub fn path(self, dir: &str, point: PointId) -> String {
+        format!("{dir}/{point}{}", self.ending())
+    }
+}
+
 /// A point's manifest.
 pub fn manifest_path(name: &str, point: PointId) -> String {
-    format!("{}/{point}.manifest", points_dir(name))
+    PointFile::Manifest.path(&points_dir(name), point)
 }
 
 /// The manifest of a deleted point until the next collection: the same file, renamed.
 pub fn deleted_path(name: &str, point: PointId) -> String {
-    format!("{}/{point}.deleted", points_dir(name))
+    PointFile::Deleted.path(&points_dir(name), point)
+}
+
+/// The second copy of a point's manifest.
+pub fn copy_path(name: &str, point: PointId) -> String {
+    PointFile::Copy.path(&points_dir(name), point)
 }
 
 #[cfg(test)]

@@ -1,9 +1,7 @@
-//! A restore point: one file, the only commit point of a backup.
+//! A restore point's manifest: what the point is, as bytes.
 //!
-//! In: a point, or foreign bytes. Out: bytes, or a point that is whole. A point without a whole
-//! manifest does not exist; one of a newer format is named as such and hides no other.
-
-use std::io;
+//! In: a point, or foreign bytes. Out: bytes, or a point that is whole. One of a newer format is
+//! named as such and hides no other. Which files hold it is in `points`.
 
 use gantry_common::ids::{BlockId, PointId, RepositoryId, SessionId};
 use gantry_common::limits;
@@ -14,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{REMEDY_MANIFEST, StoreError};
 use super::fields::Fields;
-use super::layout::{FORMAT_VERSION, manifest_path, points_dir};
+use super::layout::{FORMAT_VERSION, PointFile};
 use super::storage::Storage;
-use super::superblock::{read_small, write_file};
+use super::superblock::read_small;
 
 const MAGIC: [u8; 8] = *b"GANTPOIN";
 const HEAD_BYTES: usize = 48;
@@ -97,6 +95,15 @@ pub struct Manifest {
     pub extensions: Vec<(u16, Vec<u8>)>,
 }
 
+/// Whether a manifest's bytes are what was written, whatever their format: head and checksum stay as
+/// they are in later formats.
+pub(super) fn is_whole(bytes: &[u8]) -> bool {
+    let Some((head, body)) = bytes.split_at_checked(HEAD_BYTES) else { return false };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&head[..16]).update(body);
+    head[16..] == *hasher.finalize().as_bytes()
+}
+
 /// The point that a session makes: the same whenever it is asked, so that committing is
 /// idempotent.
 pub fn point_of(created_ms: u64, session: SessionId) -> PointId {
@@ -126,7 +133,8 @@ impl Manifest {
         }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// The bytes of its file.
+    pub(super) fn encode(&self) -> Vec<u8> {
         let body = postcard::to_stdvec(self).expect("manifests always encode");
         let mut out = MAGIC.to_vec();
         out.extend(FORMAT_VERSION.to_le_bytes());
@@ -153,9 +161,7 @@ impl Manifest {
             let supported = FORMAT_VERSION.into();
             return Err(StoreError::Newer { path: place.to_owned(), found: version, supported });
         }
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&head[..16]).update(body);
-        if len != Some(body.len() as u32) || head[16..] != *hasher.finalize().as_bytes() {
+        if len != Some(body.len() as u32) || !is_whole(bytes) {
             return Err(damaged("the checksum does not match"));
         }
         let manifest: Manifest =
@@ -163,30 +169,6 @@ impl Manifest {
         let sane = manifest.disks.len() <= limits::SESSION_DISKS_MAX
             && manifest.disks.iter().all(|disk| disk.size_bytes <= limits::DISK_BYTES_MAX);
         if sane { Ok(manifest) } else { Err(damaged("its disks are impossible")) }
-    }
-
-    /// Commits the point: after this returns it exists, whatever happens.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`]; the point may then exist or not, and committing again is right.
-    pub fn commit<S: Storage>(&self, storage: &S) -> Result<(), StoreError> {
-        let bytes = self.encode();
-        if bytes.len() > limits::MANIFEST_BYTES_MAX {
-            return Err(StoreError::Refused(format!(
-                "manifest of {} has {} bytes, {} are allowed: its VM configuration is too large",
-                self.name,
-                bytes.len(),
-                limits::MANIFEST_BYTES_MAX
-            )));
-        }
-        let dir = points_dir(&self.name);
-        let fail = |action| {
-            let place = storage.place(&dir);
-            move |source| StoreError::io(action, place, source)
-        };
-        storage.create_dir(&dir).map_err(fail("create"))?;
-        storage.sync_dir(super::layout::POINTS).map_err(fail("sync the folder of"))?;
-        write_file(storage, &manifest_path(&self.name, self.point), &bytes)
     }
 
     /// Reads the manifest at `path`.
@@ -207,24 +189,6 @@ impl Manifest {
         }
         Ok(manifest)
     }
-
-    /// Reads one point of a VM; `None` if there is no such point.
-    ///
-    /// # Errors
-    /// As [`Manifest::read`].
-    pub fn find<S: Storage>(
-        storage: &S,
-        name: &str,
-        point: PointId,
-        repository: RepositoryId,
-    ) -> Result<Option<Manifest>, StoreError> {
-        match Manifest::read(storage, &manifest_path(name, point), repository) {
-            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(None)
-            }
-            result => result.map(Some),
-        }
-    }
 }
 
 /// Points of a folder, oldest first, by their files' names.
@@ -232,7 +196,7 @@ impl Manifest {
 /// # Errors
 /// [`StoreError::Io`].
 pub fn list_points<S: Storage>(storage: &S, dir: &str) -> Result<Vec<PointId>, StoreError> {
-    list_files(storage, dir, ".manifest")
+    list_files(storage, dir, PointFile::Manifest)
 }
 
 /// Deleted points of a folder that no collection has taken yet, oldest first.
@@ -240,17 +204,21 @@ pub fn list_points<S: Storage>(storage: &S, dir: &str) -> Result<Vec<PointId>, S
 /// # Errors
 /// [`StoreError::Io`].
 pub fn list_deleted<S: Storage>(storage: &S, dir: &str) -> Result<Vec<PointId>, StoreError> {
-    list_files(storage, dir, ".deleted")
+    list_files(storage, dir, PointFile::Deleted)
 }
 
-fn list_files<S: Storage>(
+/// Points of which a folder holds such a file, oldest first.
+///
+/// # Errors
+/// [`StoreError::Io`].
+pub fn list_files<S: Storage>(
     storage: &S,
     dir: &str,
-    ending: &str,
+    file: PointFile,
 ) -> Result<Vec<PointId>, StoreError> {
     let entries =
         storage.list(dir).map_err(|source| StoreError::io("list", storage.place(dir), source))?;
-    let point = |name: &str| name.strip_suffix(ending)?.parse::<PointId>().ok();
+    let point = |name: &str| name.strip_suffix(file.ending())?.parse::<PointId>().ok();
     let mut points: Vec<PointId> = entries.iter().filter_map(|entry| point(&entry.name)).collect();
     points.sort();
     Ok(points)
@@ -258,6 +226,7 @@ fn list_files<S: Storage>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::{manifest_path, points_dir};
     use super::super::storage::memory::MemoryStorage;
     use super::*;
 

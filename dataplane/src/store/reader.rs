@@ -12,10 +12,11 @@ use gantry_common::ids::{BlockId, IdKey, PointId, RepositoryId};
 use super::engine::take_lock;
 use super::error::StoreError;
 use super::index::Location;
-use super::layout::{POINTS, PackNumber, points_dir};
-use super::manifest::{DiskRecord, Manifest, list_points};
+use super::layout::{POINTS, PackNumber, PointFile, points_dir};
+use super::manifest::{DiskRecord, Manifest, list_files, list_points};
 use super::map_node::{node_blocks, tree_height};
 use super::map_tree::{TreeRoot, leaf_ids, node_id};
+use super::points::{copy_fault, read_point};
 use super::reconcile::{open_index, reconcile};
 use super::record::{RecordDecoder, RecordHead};
 use super::repo::Repo;
@@ -41,8 +42,22 @@ impl<S: Storage> Clone for StoreReader<S> {
 pub struct ListedPoint {
     /// The point.
     pub point: PointId,
+    /// The folder of its VM.
+    pub dir: String,
     /// Its manifest.
     pub manifest: Result<Manifest, StoreError>,
+    /// What is wrong with the manifest's first copy, if the second had to serve.
+    pub fault: Option<StoreError>,
+    /// It is deleted; a collection takes it away.
+    pub is_deleted: bool,
+}
+
+impl ListedPoint {
+    /// Its manifest's file within the repository, for messages.
+    pub fn place(&self) -> String {
+        let file = if self.is_deleted { PointFile::Deleted } else { PointFile::Manifest };
+        file.path(&self.dir, self.point)
+    }
 }
 
 impl<S: Storage> StoreReader<S> {
@@ -96,7 +111,7 @@ impl<S: Storage> StoreReader<S> {
         let mut names = Vec::new();
         for entry in entries.into_iter().filter(|entry| entry.is_dir) {
             let dir = format!("{POINTS}/{}", entry.name);
-            let points = self.points_in(&dir)?;
+            let points = self.points_in(&dir, PointFile::Manifest)?;
             let readable = points.iter().find_map(|listed| listed.manifest.as_ref().ok());
             match (readable, points.is_empty()) {
                 (Some(manifest), _) => names.push(manifest.name.clone()),
@@ -113,20 +128,32 @@ impl<S: Storage> StoreReader<S> {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn points(&self, name: &str) -> Result<Vec<ListedPoint>, StoreError> {
-        self.points_in(&points_dir(name))
+        self.points_in(&points_dir(name), PointFile::Manifest)
     }
 
-    fn points_in(&self, dir: &str) -> Result<Vec<ListedPoint>, StoreError> {
+    /// A VM's deleted points that no collection has taken yet, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn deleted_points(&self, name: &str) -> Result<Vec<ListedPoint>, StoreError> {
+        self.points_in(&points_dir(name), PointFile::Deleted)
+    }
+
+    fn points_in(&self, dir: &str, file: PointFile) -> Result<Vec<ListedPoint>, StoreError> {
         let storage = &self.repo.storage;
-        let read = |point: PointId| ListedPoint {
-            point,
-            manifest: Manifest::read(
-                storage,
-                &format!("{dir}/{point}.manifest"),
-                self.repo.repository(),
-            ),
-        };
-        Ok(list_points(storage, dir)?.into_iter().map(read).collect())
+        let mut listed = Vec::new();
+        for point in list_files(storage, dir, file)? {
+            let (manifest, fault) =
+                match read_point(storage, dir, point, file, self.repo.repository()) {
+                    Ok(Some(found)) => (Ok(found.manifest), found.fault),
+                    // It changed its state this moment.
+                    Ok(None) => continue,
+                    Err(error) => (Err(error), None),
+                };
+            let (dir, is_deleted) = (dir.to_owned(), file == PointFile::Deleted);
+            listed.push(ListedPoint { point, dir, manifest, fault, is_deleted });
+        }
+        Ok(listed)
     }
 
     /// All points of all VMs.
@@ -134,13 +161,25 @@ impl<S: Storage> StoreReader<S> {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn all_points(&self) -> Result<Vec<ListedPoint>, StoreError> {
+        self.everywhere(PointFile::Manifest)
+    }
+
+    /// All deleted points of all VMs that no collection has taken yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn all_deleted_points(&self) -> Result<Vec<ListedPoint>, StoreError> {
+        self.everywhere(PointFile::Deleted)
+    }
+
+    fn everywhere(&self, file: PointFile) -> Result<Vec<ListedPoint>, StoreError> {
         let storage = &self.repo.storage;
         let entries = storage
             .list(POINTS)
             .map_err(|source| StoreError::io("list", storage.place(POINTS), source))?;
         let mut all = Vec::new();
         for entry in entries.into_iter().filter(|entry| entry.is_dir) {
-            all.extend(self.points_in(&format!("{POINTS}/{}", entry.name))?);
+            all.extend(self.points_in(&format!("{POINTS}/{}", entry.name), file)?);
         }
         Ok(all)
     }
@@ -157,8 +196,22 @@ impl<S: Storage> StoreReader<S> {
                 .pop()
                 .ok_or_else(|| StoreError::Usage(format!("'{name}' has no restore point")))?,
         };
-        Manifest::find(storage, name, point, self.repo.repository())?
-            .ok_or_else(|| StoreError::Usage(format!("'{name}' has no restore point {point}")))
+        if let Some(manifest) = Manifest::find(storage, name, point, self.repo.repository())? {
+            return Ok(manifest);
+        }
+        if list_files(storage, &points_dir(name), PointFile::Deleted)?.contains(&point) {
+            return Err(StoreError::Usage(format!(
+                "restore point {point} of '{name}' is deleted: bring it back with point undelete, \
+                 which works until the next repo gc"
+            )));
+        }
+        Err(StoreError::Usage(format!("'{name}' has no restore point {point}")))
+    }
+
+    /// What is wrong with the second copy of a listed point's manifest; nothing if it is whole.
+    pub fn copy_fault(&self, listed: &ListedPoint) -> Option<StoreError> {
+        let manifest = listed.manifest.as_ref().ok()?;
+        copy_fault(&self.repo.storage, &listed.dir, manifest)
     }
 
     /// Block ids of a disk's leaf: 1024, fewer at the disk's end.

@@ -251,6 +251,7 @@ impl Runner {
 
     fn step(&mut self) {
         let now_ms = self.now_ms();
+        self.store.set_wall_ms(crate::host::now_ms());
         for _ in 0..COMMANDS_AT_ONCE {
             let Ok(message) = self.inbox.try_recv() else { break };
             match message {

@@ -63,14 +63,20 @@ pub fn verify<S: Storage>(
         verifier.pack(pack)?;
         on_progress(verifier.report.bytes_read.min(total), total);
     }
-    for listed in reader.all_points()? {
+    for listed in reader.all_points()?.into_iter().chain(reader.all_deleted_points()?) {
+        let place = listed.place();
+        for fault in listed.fault.iter().chain(&reader.copy_fault(&listed)) {
+            verifier.report.damage(&place, 0, fault);
+        }
         match listed.manifest {
+            // Its blocks are a collection's to give up; its manifest may be asked for again.
+            Ok(_) if listed.is_deleted => {}
             Ok(manifest) => verifier.point(&manifest)?,
             Err(StoreError::Damaged { path, offset, what, .. }) => {
                 verifier.report.damage(&path, offset, what);
             }
-            // Unreadable for another reason (a damaged version reads as a later one): not clean.
-            Err(error) => verifier.report.damage(&listed.point.to_string(), 0, error),
+            // Unreadable for another reason: not clean.
+            Err(error) => verifier.report.damage(&place, 0, error),
         }
     }
     let index = &reader.repo().index;

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use gantry_common::ids::SessionId;
-use gantry_common::manage::PointFlags;
+use gantry_common::ids::{PointId, SessionId};
+use gantry_common::manage::{PointFlags, Retention};
 use gantry_common::session::store_port::{StoreReport, TaskKey};
 use gantry_common::wire::{SessionOffer, TaskNumber};
 
@@ -28,18 +28,46 @@ impl<S: Storage> Store<S> {
             return;
         }
         let point = open.point;
+        let mut deleted = Vec::new();
         if !open.committed {
+            let (name, retention) = (open.offer.name.clone(), open.offer.retention);
             let manifest =
                 manifest_of(&self.repo, self.numbers.epoch, session, &open.offer, &open.sealed);
-            if let Err(error) = manifest.commit(&self.repo.storage) {
+            if let Err(error) = self.commit_with_flags(manifest, retention.as_ref()) {
                 return self.fail_session(session, &error);
             }
-            open.committed = true;
-            let name = open.offer.name.clone();
+            if let Some(open) = self.sessions.get_mut(&session) {
+                open.committed = true;
+            }
             tracing::info!("restore point {point} of '{name}' is committed");
             self.drop_journals(&name);
+            deleted = self.apply_retention(&name, point, retention.as_ref());
         }
-        self.reports.push_back(StoreReport::Committed { session, point, deleted: Vec::new() });
+        self.reports.push_back(StoreReport::Committed { session, point, deleted });
+    }
+
+    fn commit_with_flags(
+        &self,
+        mut manifest: Manifest,
+        retention: Option<&Retention>,
+    ) -> Result<(), StoreError> {
+        manifest.flags = self.flags_for(&manifest.name, manifest.point, retention)?;
+        manifest.commit(&self.repo.storage)
+    }
+
+    /// The point stands whatever becomes of older ones: a failure is only logged, and the next
+    /// session's retention makes it good.
+    fn apply_retention(
+        &mut self,
+        name: &str,
+        point: PointId,
+        retention: Option<&Retention>,
+    ) -> Vec<PointId> {
+        let Some(retention) = retention else { return Vec::new() };
+        self.retire(name, point, retention).unwrap_or_else(|error| {
+            tracing::warn!("retention of '{name}' was not applied: {error}");
+            Vec::new()
+        })
     }
 
     /// Removes every journal under a name: its point stands, or a newer one does. Failing to is
@@ -79,8 +107,9 @@ impl<S: Storage> Store<S> {
             let (name, disks) = (head.offer.name.clone(), head.offer.disks.len());
             let point = point_of(head.offer.created_ms, session);
             let repository = self.repo.repository();
-            let is_committed = Manifest::find(&self.repo.storage, &name, point, repository)
-                .is_ok_and(|manifest| manifest.is_some());
+            // A deleted point was committed too, and must not come back by itself.
+            let found = Manifest::find_even_deleted(&self.repo.storage, &name, point, repository);
+            let is_committed = found.is_ok_and(|manifest| manifest.is_some());
             if is_committed {
                 keys.iter().for_each(|key| self.drop_journal(*key));
                 continue;
@@ -107,9 +136,9 @@ impl<S: Storage> Store<S> {
                 Ok::<_, StoreError>(all && there)
             })?;
             if all_there {
-                let epoch = self.numbers.epoch;
-                manifest_of(&self.repo, epoch, session, &offer, &sealed)
-                    .commit(&self.repo.storage)?;
+                let manifest =
+                    manifest_of(&self.repo, self.numbers.epoch, session, &offer, &sealed);
+                self.commit_with_flags(manifest, offer.retention.as_ref())?;
                 self.notes
                     .push(format!("restore point {point} of '{name}' was complete: committed"));
                 self.drop_journals(&name);

@@ -101,14 +101,10 @@ impl<S: Storage> Store<S> {
     ) -> (Option<TaskKey>, Base) {
         if let Some(own) = self.journals.get(&key)
             && own.continues(name, disk)
+            && own.base.as_ref().is_none_or(|base| self.is_base_whole(disk, base))
         {
-            let still_there = own.base.as_ref().is_none_or(|base| {
-                self.candidate(name, disk, base.point).is_ok_and(|now| now.root == base.root)
-            });
-            if still_there {
-                let base = Base { root: own.base.clone(), refused: own.base_refused.clone() };
-                return (Some(key), base);
-            }
+            let base = Base { root: own.base.clone(), refused: own.base_refused.clone() };
+            return (Some(key), base);
         }
         let point = |base: &Option<BaseRoot>| base.as_ref().map(|base| base.point);
         let adoptable = self.journals.iter().find(|(other, head)| {
@@ -118,6 +114,13 @@ impl<S: Storage> Store<S> {
                 && point(&head.base) == point(&fresh.root)
         });
         (adoptable.map(|(other, _)| *other), fresh)
+    }
+
+    /// Whether a base that a journal names can still serve. Its point may be deleted meanwhile: the
+    /// journal pins the tree.
+    fn is_base_whole(&self, disk: &DiskOffer, base: &BaseRoot) -> bool {
+        let blocks = disk.block_size.block_count(base.size_bytes);
+        base.root.is_zero() || self.repo.node(&base.root, tree_height(blocks) - 1).is_ok()
     }
 
     /// Blocks of the base that cannot be restored. Looked for only while records are known to be

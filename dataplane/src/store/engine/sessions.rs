@@ -48,9 +48,10 @@ impl<S: Storage> Store<S> {
         }
         self.sessions.retain(|_, other| other.is_attached || other.offer.name != offer.name);
         let point = point_of(offer.created_ms, session);
-        let committed =
-            Manifest::find(&self.repo.storage, &offer.name, point, self.repo.repository())?
-                .is_some_and(|manifest| manifest.session == session);
+        // A point that was deleted since was committed all the same: it is not made again.
+        let repository = self.repo.repository();
+        let made = Manifest::find_even_deleted(&self.repo.storage, &offer.name, point, repository)?;
+        let committed = made.is_some_and(|manifest| manifest.session == session);
         let sealed = std::collections::BTreeMap::new();
         self.sessions
             .insert(session, Session { offer, point, is_attached: true, sealed, committed });

@@ -3,6 +3,7 @@
 mod rig;
 mod crash;
 mod faults;
+mod points;
 
 use gantry_common::ids::PointId;
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};

@@ -137,7 +137,9 @@ fn a_newer_manifest_is_named_and_hides_no_other() {
     second.created_ms += 1;
     rig.backup(session(2), &second, &[Model::from([(0, 2)])]).unwrap();
     let path = rig.disk.files().into_iter().rfind(|file| file.ends_with(".manifest"));
-    rig.disk.flip(&path.unwrap(), 8);
+    let path = path.unwrap();
+    rig.disk.flip(&path, 8);
+    rig.disk.flip(&path.replace(".manifest", ".copy"), 8);
     let lines = crate::store::admin::list(&rig.store.reader(), None).unwrap();
     assert_eq!(lines[0].point, point.to_string());
     assert!(lines[0].unreadable.is_none());
