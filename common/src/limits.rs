@@ -66,6 +66,9 @@ pub const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
 /// Milliseconds after which unsynced progress of a task is made durable.
 pub const CHECKPOINT_MS_MAX: u64 = 5_000;
 
+/// Records that readers asked the store to look at and it has not yet.
+pub const INQUIRIES_MAX: usize = 4096;
+
 /// Bytes of the index's own cache.
 pub const INDEX_CACHE_BYTES: usize = 32 << 20;
 

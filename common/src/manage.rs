@@ -278,6 +278,8 @@ pub struct Hit {
 /// What a verification found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyReport {
+    /// Every pack was read.
+    pub complete: bool,
     /// Packs read.
     pub packs: u64,
     /// Records read, decoded and found right.

@@ -1,11 +1,12 @@
 //! `gantry-mover repo` and `point`: looking after a repository.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use gantry_common::failure::{Failure, FailureKind};
-use gantry_common::manage::VerifyReport;
+use gantry_common::manage::{VerifyOptions, VerifyReport};
 use gantry_common::units::format_bytes;
 use gantry_common::wire::PointSummary;
 use serde::Serialize;
@@ -130,6 +131,7 @@ fn verify(folder: &FolderArguments) -> Result<(), Failure> {
     let mut progress = |done, all| {
         numbers.done_bytes.store(done, Ordering::Relaxed);
         numbers.todo_bytes.store(all, Ordering::Relaxed);
+        ControlFlow::Continue(())
     };
     // For writing where that is possible: packs that a killed mover left open are sealed, and what
     // is found damaged is remembered, so that the next backup heals it.
@@ -145,7 +147,7 @@ fn verify(folder: &FolderArguments) -> Result<(), Failure> {
         }
         None => open(&folder.dir)?,
     };
-    let report = verify::verify(&reader, &mut progress);
+    let report = verify::verify(&reader, &VerifyOptions::default(), now_ms(), &mut progress);
     drop(bar);
     if let Some(store) = &mut store {
         store.shut_down();

@@ -294,6 +294,7 @@ impl Disk {
 
     fn record(&self, wanted: &Wanted, bytes: Bytes) -> Result<(BlockHead, Bytes), String> {
         let (head, stored) = open_record(&bytes, self.store.repository(), &wanted.id)
+            .inspect_err(|_| self.store.doubt(&wanted.id, &wanted.at))
             .map_err(|fault| fault.to_string())?;
         let head = self.fits(wanted, &head)?;
         let len = stored.len();

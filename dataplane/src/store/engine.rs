@@ -31,6 +31,7 @@ use crate::payload::Payload;
 mod blocks;
 mod commit;
 mod durable;
+mod inquiries;
 mod open_task;
 mod points;
 mod sessions;
@@ -240,6 +241,9 @@ impl<S: Storage> Store<S> {
 
     /// When [`Store::poll`] has something to do even if nothing completes.
     pub fn next_deadline_ms(&self) -> Option<u64> {
+        if !self.repo.inquiries.is_empty() && self.checks.len() < CHECKS_MAX {
+            return Some(self.now_ms);
+        }
         let due = |since| since + gantry_common::limits::CHECKPOINT_MS_MAX;
         self.tasks.values().filter_map(|task| task.dirty_since_ms.map(due)).min()
     }
@@ -306,6 +310,7 @@ impl<S: Storage> Store<S> {
         for key in due {
             self.with_task(key, |store| store.checkpoint(key));
         }
+        self.look_into_inquiries();
         self.write_marks();
     }
 
@@ -313,8 +318,10 @@ impl<S: Storage> Store<S> {
     pub fn run_checks(&mut self) {
         let mut checker = super::checker::Checker::new(Arc::clone(&self.repo));
         while let Some(check) = self.next_check() {
-            let good = checker.check(&check);
-            self.handle_checked(&check, good);
+            match checker.check(&check) {
+                Some(finding) => self.handle_checked(&check, finding == Finding::Good),
+                None => self.abandon_check(&check),
+            }
         }
     }
 
@@ -330,6 +337,9 @@ impl<S: Storage> Store<S> {
             self.release(session);
             self.fail_session(session, &leaving);
         }
+        while !self.repo.inquiries.is_empty() && self.checks.len() < CHECKS_MAX {
+            self.look_into_inquiries();
+        }
         self.write_marks();
         if let Err(error) = self.repo.index.flush() {
             tracing::warn!("{error}");
@@ -341,7 +351,7 @@ impl<S: Storage> Store<S> {
             let checked = std::mem::take(&mut self.checked);
             self.marks_unflushed += 1;
             let flush = self.marks_unflushed >= MARKS_UNFLUSHED_MAX;
-            let marked = self.repo.index.mark(&checked).map(drop);
+            let marked = self.repo.mark(&checked);
             let flushed =
                 marked.and_then(|()| if flush { self.repo.index.flush() } else { Ok(()) });
             if flush {

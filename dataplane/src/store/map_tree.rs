@@ -178,12 +178,14 @@ impl<S: Storage, N: NodeStore> TreeBuilder<'_, S, N> {
             StagedLeaf::Untouched => vec![BlockId::ZERO; count],
             StagedLeaf::Ids(ids) => ids,
         };
+        // A leaf of the base that cannot be read is not needed where nothing is taken over from it.
+        let takes_over = staged.iter().any(BlockId::is_zero);
         let mut below = match &self.base {
-            Some(base) => {
+            Some(base) if takes_over => {
                 let nodes = &mut self.nodes;
                 leaf_ids(base, leaf, &mut |id, level| nodes.node(id, level))?
             }
-            None => Vec::new(),
+            _ => Vec::new(),
         };
         below.resize(count, BlockId::ZERO);
         let child = |(staged, below): (BlockId, BlockId)| match staged {

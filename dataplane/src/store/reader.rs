@@ -12,6 +12,7 @@ use gantry_common::ids::{BlockId, IdKey, PointId, RepositoryId};
 use super::engine::take_lock;
 use super::error::StoreError;
 use super::index::Location;
+use super::inquiries::Inquiry;
 use super::layout::{POINTS, PackNumber, PointFile, points_dir};
 use super::manifest::{DiskRecord, Manifest, list_files, list_points};
 use super::map_node::{node_blocks, tree_height};
@@ -86,6 +87,11 @@ impl<S: Storage> StoreReader<S> {
 
     pub(super) fn repo(&self) -> &Arc<Repo<S>> {
         &self.repo
+    }
+
+    /// Whether it shares a serving store's view, so that packs come and go beside it.
+    pub(super) fn is_beside_writer(&self) -> bool {
+        self._lock.is_none()
     }
 
     /// The repository's id.
@@ -273,7 +279,21 @@ impl<S: Storage> StoreReader<S> {
         id: &BlockId,
         at: &Location,
     ) -> Result<(RecordHead, Vec<u8>), StoreError> {
-        self.repo.read_record(id, at)
+        self.repo.read_record(id, at).inspect_err(|error| self.doubt_if_damaged(error, id, at))
+    }
+
+    /// A record was read here and is not what it should be: the store looks at it once more, and
+    /// remembers it. For damage only, never for an I/O error, which may be a moment's.
+    pub fn doubt(&self, id: &BlockId, at: &Location) {
+        if self.repo.index.is_writable() {
+            self.repo.inquiries.push(Inquiry::Doubt(*id, *at));
+        }
+    }
+
+    fn doubt_if_damaged(&self, error: &StoreError, id: &BlockId, at: &Location) {
+        if matches!(error, StoreError::Damaged { .. }) {
+            self.doubt(id, at);
+        }
     }
 
     /// A block's raw bytes, checked against its id.
@@ -293,6 +313,7 @@ impl<S: Storage> StoreReader<S> {
                 super::error::REMEDY_VERIFY,
             )
         })?;
-        self.repo.check_record(decoder, id, &at)
+        let checked = self.repo.check_record(decoder, id, &at);
+        checked.inspect_err(|error| self.doubt_if_damaged(error, id, &at))
     }
 }

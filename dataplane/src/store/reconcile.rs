@@ -6,9 +6,11 @@
 
 use std::collections::BTreeMap;
 
+use gantry_common::ids::BlockId;
+
 use super::error::StoreError;
 use super::footer::{PackFault, PackHead, Slot, read_footer};
-use super::index::{Index, PackRow};
+use super::index::{Index, Location, PackRow};
 use super::layout::{INDEX, INDEX_DIR, PACKS, PackNumber};
 use super::pack_scan::{Scan, scan_pack, seal_scanned};
 use super::storage::{OpenMode, Storage, StorageFile};
@@ -102,6 +104,7 @@ pub fn reconcile<S: Storage>(
             ));
         }
         index.forget_packs(&gone)?;
+        find_copies(storage, index, &known)?;
     }
     let unknown: Vec<PackNumber> =
         on_disk.into_iter().filter(|pack| !known.contains_key(pack)).collect();
@@ -122,6 +125,34 @@ pub fn reconcile<S: Storage>(
         index.flush()?;
     }
     Ok((known, done))
+}
+
+/// After the loss of a pack: what stood in it may stand in others too, of which the index did not
+/// know because it knows one place of each id.
+fn find_copies<S: Storage>(
+    storage: &S,
+    index: &Index,
+    known: &BTreeMap<PackNumber, PackRow>,
+) -> Result<(), StoreError> {
+    for &pack in known.keys() {
+        let file = storage.open(&pack.path(), OpenMode::Read);
+        let slots = file.ok().and_then(|file| read_footer(&file, pack).ok()).unwrap_or_default();
+        let ids: Vec<BlockId> = slots.iter().map(|slot| slot.id).collect();
+        let found = index.find(&ids)?;
+        let copies: Vec<(BlockId, Location)> = (0..)
+            .zip(&slots)
+            .zip(found)
+            // Ids that the index does not have at all were given up by a collection.
+            .filter(|((_, slot), at)| {
+                !slot.is_gone && at.is_some_and(|at| !known.contains_key(&at.pack))
+            })
+            .map(|((position, slot), _)| (slot.id, Location::of(slot, position, pack)))
+            .collect();
+        if !copies.is_empty() {
+            index.point_to_copies(&copies, &|other| known.contains_key(&other))?;
+        }
+    }
+    Ok(())
 }
 
 fn read_or_seal<S: Storage>(

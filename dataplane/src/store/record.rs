@@ -237,8 +237,8 @@ impl RecordHead {
 /// Decodes stored bytes and checks content against ids; keeps its zstd context.
 pub struct RecordDecoder {
     zstd: DCtx<'static>,
-    block_key: IdKey,
-    node_key: IdKey,
+    /// For blocks and for nodes; without them ids are not checked.
+    keys: Option<(IdKey, IdKey)>,
     raw: Vec<u8>,
 }
 
@@ -251,20 +251,21 @@ impl std::fmt::Debug for RecordDecoder {
 impl RecordDecoder {
     /// For the repository with this id key.
     pub fn new(id_key: IdKey) -> RecordDecoder {
-        let node_key = id_key.node_key();
-        RecordDecoder { zstd: DCtx::create(), block_key: id_key, node_key, raw: Vec::new() }
+        let keys = Some((id_key, id_key.node_key()));
+        RecordDecoder { zstd: DCtx::create(), keys, raw: Vec::new() }
     }
 
-    /// The raw bytes of a record, found to match its stored checksum and its id.
+    /// One that goes by stored checksums alone, where the id key is not to be touched.
+    pub fn without_key() -> RecordDecoder {
+        RecordDecoder { zstd: DCtx::create(), keys: None, raw: Vec::new() }
+    }
+
+    /// The raw bytes of a record, found to match its stored checksum and (with the key) its id.
     ///
     /// # Errors
     /// [`RecordFault`].
     pub fn raw(&mut self, head: &RecordHead, stored: &[u8]) -> Result<&[u8], RecordFault> {
         head.check_stored(stored)?;
-        let key = match head.kind {
-            RecordKind::Block => self.block_key,
-            RecordKind::Node => self.node_key,
-        };
         self.raw.resize(head.raw_len as usize, 0);
         match head.codec {
             Codec::Raw if stored.len() == self.raw.len() => self.raw.copy_from_slice(stored),
@@ -274,10 +275,14 @@ impl RecordDecoder {
                 _ => return Err(RecordFault::Decode(head.id)),
             },
         }
-        match key.block_id(&self.raw) == head.id {
-            true => Ok(&self.raw),
-            false => Err(RecordFault::Id(head.id)),
-        }
+        let is_right = self.keys.is_none_or(|(block_key, node_key)| {
+            let key = match head.kind {
+                RecordKind::Block => block_key,
+                RecordKind::Node => node_key,
+            };
+            key.block_id(&self.raw) == head.id
+        });
+        if is_right { Ok(&self.raw) } else { Err(RecordFault::Id(head.id)) }
     }
 }
 

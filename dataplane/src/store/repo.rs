@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use gantry_common::ids::{BlockId, IdKey, RepositoryId};
 
 use super::error::{REMEDY_VERIFY, StoreError};
-use super::index::{Index, Location, PackRow};
+use super::index::{Finding, Index, Location, PackRow};
+use super::inquiries::{Inquiries, Inquiry};
 use super::layout::PackNumber;
 use super::map_node::decode_node;
 use super::record::{
@@ -35,6 +36,8 @@ pub struct Repo<S: Storage> {
     packs: RwLock<BTreeMap<PackNumber, PackRow>>,
     nodes: Mutex<VecDeque<(BlockId, Arc<Vec<BlockId>>)>>,
     files: Mutex<VecDeque<(PackNumber, S::File)>>,
+    /// What readers noticed, for the store.
+    pub inquiries: Inquiries,
 }
 
 impl<S: Storage> Repo<S> {
@@ -52,6 +55,7 @@ impl<S: Storage> Repo<S> {
             packs: RwLock::new(packs),
             nodes: Mutex::default(),
             files: Mutex::default(),
+            inquiries: Inquiries::default(),
         }
     }
 
@@ -90,6 +94,31 @@ impl<S: Storage> Repo<S> {
         let is_live = |other| self.has_pack(other);
         self.index.insert_pack(pack, &row, slots, &is_live, durable)?;
         self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(pack, row);
+        Ok(())
+    }
+
+    /// Remembers what was found at records' places; see [`Index::mark`].
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn mark(&self, checked: &[(BlockId, Location, Finding)]) -> Result<(), StoreError> {
+        if self.index.mark(checked)? {
+            // A node that is damaged on the disk serves no longer from memory either.
+            self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+        Ok(())
+    }
+
+    /// Notes when every record of a pack was last read.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn set_checked(&self, pack: PackNumber, checked_ms: u64) -> Result<(), StoreError> {
+        self.index.set_checked(pack, checked_ms)?;
+        let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(row) = packs.get_mut(&pack) {
+            row.checked_ms = checked_ms;
+        }
         Ok(())
     }
 
@@ -183,6 +212,25 @@ impl<S: Storage> Repo<S> {
         Ok(raw.to_vec())
     }
 
+    /// The children of the node that stands here, whatever is remembered of it.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if it is damaged or not of this level.
+    pub fn node_at(
+        &self,
+        decoder: &mut RecordDecoder,
+        id: &BlockId,
+        at: &Location,
+        level: u8,
+    ) -> Result<Vec<BlockId>, StoreError> {
+        let raw = self.check_record(decoder, id, at)?;
+        decode_node(&raw, level).ok_or_else(|| {
+            let what = format!("map node {id} is not of level {level}");
+            let place = self.storage.place(&at.pack.path());
+            StoreError::damaged(place, at.offset, what, REMEDY_VERIFY)
+        })
+    }
+
     /// The children of a node.
     ///
     /// # Errors
@@ -204,10 +252,13 @@ impl<S: Storage> Repo<S> {
             .find_one(id)?
             .filter(|at| at.kind == RecordKind::Node)
             .ok_or_else(|| lost(format!("map node {id} is in no pack")))?;
-        let raw = self.check_record(&mut RecordDecoder::new(self.id_key()), id, &at)?;
-        let children = decode_node(&raw, level)
-            .ok_or_else(|| lost(format!("map node {id} is not of level {level}")))?;
-        let children = Arc::new(children);
+        let mut decoder = RecordDecoder::new(self.id_key());
+        let read = self.node_at(&mut decoder, id, &at, level).inspect_err(|error| {
+            if matches!(error, StoreError::Damaged { .. }) {
+                self.inquiries.push(Inquiry::Doubt(*id, at));
+            }
+        });
+        let children = Arc::new(read?);
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         if nodes.len() >= NODE_CACHE_NODES {
             nodes.pop_front();

@@ -20,6 +20,7 @@ use gantry_uring::buffer::BufferPool;
 use super::checker::Checker;
 use super::engine::{CHECKS_MAX, Check, Store};
 use super::error::StoreError;
+use super::index::Finding;
 use super::reader::StoreReader;
 use super::storage::Wake;
 use super::storage::kernel::KernelStorage;
@@ -35,7 +36,7 @@ enum Message {
     Command(StoreCommand<Payload>),
     Subscribe(SessionId, OnReport),
     Unsubscribe(SessionId),
-    Checked(Check, bool),
+    Checked(Check, Option<Finding>),
     Stop,
 }
 
@@ -199,10 +200,11 @@ impl Runner {
     ) -> Runner {
         let (checks, to_check) = bounded::<Check>(CHECKS_MAX);
         let mut checker = Checker::new(Arc::clone(reader.repo()));
+        reader.repo().inquiries.wake_with(Arc::clone(&wake));
         let run = move || {
             for check in to_check {
-                let good = checker.check(&check);
-                if to_self.send(Message::Checked(check, good)).is_err() {
+                let found = checker.check(&check);
+                if to_self.send(Message::Checked(check, found)).is_err() {
                     return;
                 }
                 wake();
@@ -263,7 +265,10 @@ impl Runner {
                     self.deliver();
                     self.subscribers.remove(&session);
                 }
-                Message::Checked(check, good) => self.store.handle_checked(&check, good),
+                Message::Checked(check, Some(finding)) => {
+                    self.store.handle_checked(&check, finding == Finding::Good);
+                }
+                Message::Checked(check, None) => self.store.abandon_check(&check),
                 Message::Stop => self.stopping = true,
             }
         }

@@ -130,6 +130,26 @@ impl Superblock {
         Ok(())
     }
 
+    /// The copies that are missing, damaged, or not like the first good one: place and what is
+    /// wrong.
+    pub fn faults<S: Storage>(storage: &S) -> Vec<(String, String)> {
+        let mut good: Option<Superblock> = None;
+        let mut faults = Vec::new();
+        for path in SUPERBLOCKS {
+            let place = storage.place(path);
+            let read = read_small(storage, path, ALIGN as usize)
+                .and_then(|bytes| Superblock::decode(&bytes, &place));
+            match read {
+                Ok(superblock) if good.is_none_or(|good| good == superblock) => {
+                    good = Some(superblock);
+                }
+                Ok(_) => faults.push((place, "it differs from another copy".to_owned())),
+                Err(error) => faults.push((place, error.to_string())),
+            }
+        }
+        faults
+    }
+
     /// Reads the first good copy; the second value says whether a copy is missing or damaged.
     ///
     /// # Errors
@@ -207,9 +227,9 @@ pub fn read_small<S: Storage>(storage: &S, path: &str, max: usize) -> Result<Vec
 /// # Errors
 /// [`StoreError::Io`].
 pub fn next_epoch<S: Storage>(storage: &S, floor: u32) -> Result<u32, StoreError> {
-    let stored = match read_small(storage, EPOCH, 64) {
-        Ok(bytes) => decode_epoch(&bytes),
-        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+    let stored = match read_epoch(storage) {
+        Ok(stored) => stored,
+        Err(StoreError::Damaged { .. }) => None,
         Err(error) => return Err(error),
     };
     let epoch =
@@ -221,6 +241,24 @@ pub fn next_epoch<S: Storage>(storage: &S, floor: u32) -> Result<u32, StoreError
     out.extend(crc32c::crc32c(&out).to_le_bytes());
     write_file(storage, EPOCH, &out)?;
     Ok(epoch)
+}
+
+/// The newest epoch; nothing before the first writable opening.
+///
+/// # Errors
+/// [`StoreError::Damaged`], [`StoreError::Io`].
+pub fn read_epoch<S: Storage>(storage: &S) -> Result<Option<u32>, StoreError> {
+    let bytes = match read_small(storage, EPOCH, 64) {
+        Ok(bytes) => bytes,
+        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    decode_epoch(&bytes).map(Some).ok_or_else(|| {
+        let remedy = "the next writable opening writes it anew";
+        StoreError::damaged(storage.place(EPOCH), 0, "the checksum does not match", remedy)
+    })
 }
 
 fn decode_epoch(bytes: &[u8]) -> Option<u32> {

@@ -16,7 +16,7 @@ use super::error::StoreError;
 use super::journal::{BaseRoot, Entry, Journal, SealedDisk};
 use super::map_tree::TreeRoot;
 use super::pack::PackSet;
-use super::staging::{STAGED_ZERO, Staging};
+use super::staging::{STAGED_ZERO, StagedLeaf, Staging};
 use super::storage::Storage;
 
 /// Entries that wait for the journal before a checkpoint is forced.
@@ -75,6 +75,10 @@ pub struct Task<S: Storage> {
     pub dirty_since_ms: Option<u64>,
     /// Bytes written since the last checkpoint began.
     pub bytes_unsynced: u64,
+    /// Blocks of the base that were lost when the task was opened.
+    pub damaged: RunSet,
+    /// What was known of damage then; see `Index::damage_generation`.
+    pub damage_generation: u64,
     marks: Vec<Mark>,
     known: Vec<(u64, BlockId)>,
 }
@@ -102,6 +106,8 @@ impl<S: Storage> Task<S> {
             stage: SealStage::Open,
             dirty_since_ms: None,
             bytes_unsynced: 0,
+            damaged: RunSet::new(),
+            damage_generation: 0,
             marks: Vec::new(),
             known: Vec::new(),
         }
@@ -276,6 +282,37 @@ impl<S: Storage> Task<S> {
             self.durable.insert(run);
         }
         Ok(runs)
+    }
+
+    /// Blocks that the sealed disk takes over from the base although they are lost there: staged
+    /// before that was known.
+    ///
+    /// # Errors
+    /// Of the scratch file.
+    pub fn lost_blocks(&mut self, storage: &S) -> Result<RunSet, StoreError> {
+        let mut lost = RunSet::new();
+        for run in self.damaged.iter() {
+            let end = run.first.saturating_add(run.count).min(self.blocks());
+            let mut at = run.first;
+            while at < end {
+                let leaf = at / limits::NODE_CHILDREN;
+                let upto = end.min((leaf + 1) * limits::NODE_CHILDREN);
+                let staged = self.staging.leaf(storage, leaf);
+                let is_taken = |block: u64| match staged.as_ref() {
+                    Ok(StagedLeaf::Untouched) => true,
+                    Ok(StagedLeaf::Ids(ids)) => {
+                        ids[(block % limits::NODE_CHILDREN) as usize].is_zero()
+                    }
+                    Ok(StagedLeaf::Zero) | Err(_) => false,
+                };
+                for block in (at..upto).filter(|block| is_taken(*block)) {
+                    lost.insert(Run { first: block, count: 1 });
+                }
+                staged.map_err(|source| scratch(storage, source))?;
+                at = upto;
+            }
+        }
+        Ok(lost)
     }
 
     /// The first block that is not accounted for.

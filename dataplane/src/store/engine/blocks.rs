@@ -13,6 +13,7 @@ use super::{CHECKS_MAX, Check, Flight, FlightKind, Store};
 use crate::payload::Payload;
 use crate::store::error::StoreError;
 use crate::store::index::{Finding, Location};
+use crate::store::map_node::child_count;
 use crate::store::map_tree::leaf_ids;
 use crate::store::record::{Origin, RECORD_HEAD_BYTES, RecordHead, RecordKind};
 use crate::store::staging::STAGED_ZERO;
@@ -34,7 +35,16 @@ impl<S: Storage> Store<S> {
                 task.disk.label
             )));
         };
-        let mut ids = leaf_ids(&tree, leaf, &mut |id, level| self.repo.node(id, level))?;
+        let mut ids = match leaf_ids(&tree, leaf, &mut |id, level| self.repo.node(id, level)) {
+            Ok(ids) => ids,
+            Err(error @ StoreError::Index { .. }) => return Err(error),
+            Err(error) => {
+                // Every block below is read and compared by its own id; the new tree does not
+                // refer to the lost node.
+                tracing::warn!("base leaf {leaf} of disk '{}': {error}", task.disk.label);
+                vec![STAGED_ZERO; child_count(0, leaf, tree.blocks)]
+            }
+        };
         // A block whose record is lost or damaged gets an id that no content has: the source finds
         // it changed, sends it, and so heals it.
         let found = self.repo.find(&ids)?;

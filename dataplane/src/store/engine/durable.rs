@@ -14,8 +14,10 @@ use gantry_common::wire::{Codec, TaskTotals};
 
 use super::{Flight, FlightKind, Store};
 use crate::store::error::StoreError;
+use crate::store::index::{Finding, Walked};
 use crate::store::journal::{Entry, SealedDisk};
 use crate::store::layout::PackNumber;
+use crate::store::lost::message_runs;
 use crate::store::map_node::encode_node;
 use crate::store::map_tree::{NodeStore, TreeBuilder};
 use crate::store::pack::{PackNumbers, PackPhase, PackSet};
@@ -180,6 +182,13 @@ impl<S: Storage> Store<S> {
         .build()?;
         task.packs.close();
         task.stage = SealStage::Built(totals, root);
+        if self.repo.index.is_suspect() {
+            // So that the next run need not walk this tree: of it, just what is still taken over
+            // from lost blocks is lost, unless more damage came to light meanwhile.
+            let lost = task.lost_blocks(&self.repo.storage)?;
+            let walked = Walked { rows: vec![(root, message_runs(lost))], all: None };
+            self.repo.index.keep_walked(&walked, task.damage_generation)?;
+        }
         Ok(())
     }
 
@@ -230,10 +239,15 @@ impl<S: Storage> NodeStore for NodeWriter<'_, S> {
             return Ok(id);
         }
         // Whoever wrote it: it serves only if it reads back as what it should be.
-        if self.repo.find_one(&id)?.is_some()
-            && self.repo.node(&id, level).is_ok_and(|stored| stored[..] == *children)
-        {
-            return Ok(id);
+        if let Some(at) = self.repo.find_one(&id)? {
+            match self.repo.node(&id, level) {
+                Ok(stored) if stored[..] == *children => return Ok(id),
+                // Known before the new record is indexed, which then takes its place.
+                Err(StoreError::Damaged { .. }) => {
+                    self.repo.mark(&[(id, at, Finding::Damaged)])?;
+                }
+                _ => {}
+            }
         }
         let mut packed = Vec::with_capacity(zstd_safe::compress_bound(raw.len()));
         let (codec, stored) = match zstd_safe::compress(&mut packed, &raw, 1) {

@@ -7,17 +7,18 @@
 
 use gantry_common::extents::{Run, RunSet};
 use gantry_common::ids::{BlockId, PointId};
-use gantry_common::limits;
 use gantry_common::session::store_port::{StoreReport, TaskKey};
-use gantry_common::wire::{BaseAnswer, BaseChoice, DiskOffer};
+use gantry_common::wire::{BaseAnswer, BaseChoice, DiskOffer, Mark, MarkKind};
 
 use super::Store;
 use crate::store::error::StoreError;
+use crate::store::index::Walked;
 use crate::store::journal::{BaseRoot, Entry, Journal, JournalHead, JournalReader, SealedDisk};
 use crate::store::layout::{journal_path, points_dir};
+use crate::store::lost::{LostBlocks, message_runs};
 use crate::store::manifest::{Manifest, list_points};
 use crate::store::map_node::tree_height;
-use crate::store::map_tree::{TreeRoot, leaf_ids};
+use crate::store::map_tree::TreeRoot;
 use crate::store::record::RecordKind;
 use crate::store::staging::Staging;
 use crate::store::storage::{OpenMode, Storage};
@@ -73,12 +74,14 @@ impl<S: Storage> Store<S> {
             base: base.root.clone(),
             base_refused: base.refused.clone(),
         };
+        let generation = self.repo.index.damage_generation()?;
         let damaged = match &base.root {
-            Some(root) => self.damaged_of_base(root, &disk)?,
+            Some(root) => self.damaged_of_base(root, &disk, generation)?,
             None => Vec::new(),
         };
+        let known = (damaged.iter().copied().collect(), generation);
         let answer = base.answer(disk.base, damaged);
-        let (task, sealed) = self.start_task(key, disk, base.root, &head, earlier)?;
+        let (task, sealed) = self.start_task(key, disk, base.root, known, &head, earlier)?;
         let durable: Vec<Run> = task.durable.iter().collect();
         if let Some(session) = self.sessions.get_mut(&key.session) {
             // What an earlier connection sealed counts only if the journal still says so.
@@ -123,32 +126,28 @@ impl<S: Storage> Store<S> {
         base.root.is_zero() || self.repo.node(&base.root, tree_height(blocks) - 1).is_ok()
     }
 
-    /// Blocks of the base that cannot be restored. Looked for only while records are known to be
-    /// damaged or packs to be missing: then each of the base's ids is looked up, which is the
-    /// price of never taking over what is gone.
-    fn damaged_of_base(&self, root: &BaseRoot, disk: &DiskOffer) -> Result<Vec<Run>, StoreError> {
-        let mut damaged = RunSet::new();
-        if !self.repo.index.is_suspect() {
+    /// Blocks of the base that cannot be restored. Walked for only while damage is known, and only
+    /// where nobody has walked this tree since.
+    fn damaged_of_base(
+        &self,
+        root: &BaseRoot,
+        disk: &DiskOffer,
+        generation: u64,
+    ) -> Result<Vec<Run>, StoreError> {
+        let index = &self.repo.index;
+        if !index.is_suspect() || root.root.is_zero() {
             return Ok(Vec::new());
         }
-        let blocks = disk.block_size.block_count(root.size_bytes);
-        let tree = TreeRoot { root: root.root, blocks };
-        for leaf in 0..blocks.div_ceil(limits::NODE_CHILDREN) {
-            let ids = leaf_ids(&tree, leaf, &mut |id, level| self.repo.node(id, level))?;
-            let found = self.repo.find(&ids)?;
-            for (child, (id, at)) in ids.iter().zip(found).enumerate() {
-                if !id.is_zero() && at.is_none() {
-                    let first = leaf * limits::NODE_CHILDREN + child as u64;
-                    damaged.insert(Run { first, count: 1 });
-                }
-            }
+        if let Some(runs) = index.lost_blocks(&root.root)? {
+            return Ok(runs);
         }
-        let mut runs: Vec<Run> = damaged.iter().collect();
-        if runs.len() > limits::RUNS_MAX {
-            // More than a message holds: one run over all of them reads too much, never too little.
-            let (first, last) = (runs[0], runs[runs.len() - 1]);
-            let first = first.first;
-            runs = vec![Run { first, count: last.first + last.count - first }];
+        let blocks = disk.block_size.block_count(root.size_bytes);
+        let mut walk = LostBlocks::new(&self.repo, &|_| false);
+        let lost = walk.of_tree(&TreeRoot { root: root.root, blocks })?;
+        let runs = message_runs(lost);
+        if !walk.had_io_errors {
+            let walked = Walked { rows: vec![(root.root, runs.clone())], all: None };
+            index.keep_walked(&walked, generation)?;
         }
         Ok(runs)
     }
@@ -158,6 +157,7 @@ impl<S: Storage> Store<S> {
         key: TaskKey,
         disk: DiskOffer,
         base: Option<BaseRoot>,
+        (damaged, damage_generation): (RunSet, u64),
         head: &JournalHead,
         earlier: Option<TaskKey>,
     ) -> Result<(Task<S>, Option<SealedDisk>), StoreError> {
@@ -173,6 +173,7 @@ impl<S: Storage> Store<S> {
         let journal = Journal::begin(&storage, head)?;
         let staging = Staging::new(blocks, base.is_some());
         let mut task = Task::new(key, disk, base, staging, journal, RunSet::new());
+        (task.damaged, task.damage_generation) = (damaged, damage_generation);
         let sealed = match reader {
             Some(reader) => self.replay(&mut task, reader)?,
             None => None,
@@ -213,6 +214,7 @@ impl<S: Storage> Store<S> {
         while let Some(entry) = reader.next_entry()? {
             let kept = match entry {
                 Entry::Marks(marks) => {
+                    let marks = without_damaged(marks, &task.damaged);
                     for mark in &marks {
                         task.replay_mark(storage, *mark)?;
                     }
@@ -299,4 +301,20 @@ impl<S: Storage> Store<S> {
             change_id: held.change_id.clone(),
         })
     }
+}
+
+/// Marks as they still hold: a block that is lost in the base by now is not taken over from it.
+fn without_damaged(marks: Vec<Mark>, damaged: &RunSet) -> Vec<Mark> {
+    if damaged.is_empty() {
+        return marks;
+    }
+    let kept = |mark: Mark| {
+        let mut runs: RunSet = [mark.run].into_iter().collect();
+        if mark.kind == MarkKind::Unchanged {
+            damaged.iter().for_each(|run| runs.remove(run));
+        }
+        let runs: Vec<Run> = runs.iter().collect();
+        runs.into_iter().map(move |run| Mark { run, kind: mark.kind })
+    };
+    marks.into_iter().flat_map(kept).collect()
 }

@@ -2,6 +2,7 @@
 
 mod rig;
 mod crash;
+mod damage;
 mod faults;
 mod points;
 

@@ -13,9 +13,10 @@ use gantry_common::ids::BlockId;
 use gantry_common::limits;
 use redb::{Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
-use super::{BLOCKS, Index, Location, META, META_SUSPECT, guarded};
+use super::{BLOCKS, Index, Location, META, META_SUSPECT, PACKS, PackRow, guarded};
 use crate::store::error::StoreError;
 use crate::store::fields::Fields;
+use crate::store::layout::PackNumber;
 
 /// Lost blocks below a root, as runs of two `u64`; a row without runs: none are.
 const LOST: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("lost");
@@ -105,6 +106,58 @@ impl Index {
             if is_new { self.suspect_in(txn).map(|()| true) } else { Ok(false) }
         })?;
         Ok(is_new)
+    }
+
+    /// Notes when every record of a pack was last read.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn set_checked(&self, pack: PackNumber, checked_ms: u64) -> Result<(), StoreError> {
+        self.transact(false, |txn| {
+            let mut packs = txn.open_table(PACKS)?;
+            let row = packs.get(pack.0)?.and_then(|row| PackRow::decode(row.value()));
+            if let Some(row) = row {
+                packs.insert(pack.0, &PackRow { checked_ms, ..row }.encode())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Points ids to good copies where they have no place, one in a pack that is not there (as
+    /// `is_live` says), or a damaged one; true for each that now points to its copy.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn point_to_copies(
+        &self,
+        copies: &[(BlockId, Location)],
+        is_live: &dyn Fn(PackNumber) -> bool,
+    ) -> Result<Vec<bool>, StoreError> {
+        self.transact(false, |txn| {
+            let mut pointed = Vec::with_capacity(copies.len());
+            {
+                let mut blocks = txn.open_table(BLOCKS)?;
+                for (id, copy) in copies {
+                    let old = blocks.get(&id.0)?.and_then(|value| Location::decode(value.value()));
+                    // The right place under wrong lengths is no place.
+                    let same = |old: &Location| {
+                        *old == Location { verified: old.verified, damaged: false, ..*copy }
+                    };
+                    let serves = old.is_some_and(|old| {
+                        let here = old.is_same_place(copy);
+                        !old.damaged && is_live(old.pack) && (!here || same(&old))
+                    });
+                    if !serves {
+                        blocks.insert(&id.0, &copy.encode())?;
+                    }
+                    pointed.push(!serves);
+                }
+            }
+            if pointed.contains(&true) {
+                Index::forget_healed(txn)?;
+            }
+            Ok(pointed)
+        })
     }
 
     /// Whether records are known to be damaged or missing, or might be, so that a base must be

@@ -141,6 +141,12 @@ impl PackRow {
         row
     }
 
+    /// Whether both say the same of the records; holes and checks may differ.
+    pub fn is_alike(&self, other: &PackRow) -> bool {
+        let of = |row: &PackRow| PackRow { hole_bytes: 0, checked_ms: 0, ..*row };
+        of(self) == of(other)
+    }
+
     /// Records that its footer lists, those given up included.
     pub fn slots(&self) -> u32 {
         self.blocks + self.nodes + self.gone

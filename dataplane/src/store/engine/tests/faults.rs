@@ -2,12 +2,11 @@
 
 use gantry_common::wire::MarkKind;
 
-use super::rig::{KEY, Model, Rig, offer, raw, session};
+use super::rig::{KEY, Model, Rig, offer, raw, session, verify};
 use super::{K256, key};
 use crate::store::reader::StoreReader;
 use crate::store::storage::memory::Fault;
 use crate::store::storage::{OpenMode, Storage, StorageFile};
-use crate::store::verify::verify;
 
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
@@ -153,11 +152,11 @@ fn damage_is_named_remembered_and_healed_by_the_next_backup() {
     let first = offer("vm", &[6 * K256]);
     let model = Model::from([(0, 1), (1, 2), (5, 3)]);
     let (point, _) = rig.backup(session(1), &first, std::slice::from_ref(&model)).unwrap();
-    let clean = verify(&rig.store.reader(), &mut |_, _| {}).unwrap();
+    let clean = verify(&rig.store.reader()).unwrap();
     assert!(clean.is_clean() && clean.records_good == 4, "{clean:?}");
     let pack = rig.disk.files().into_iter().find(|file| file.starts_with("packs/")).unwrap();
     rig.disk.flip(&pack, 2 * 4096 + 131);
-    let found = verify(&rig.store.reader(), &mut |_, _| {}).unwrap();
+    let found = verify(&rig.store.reader()).unwrap();
     assert_eq!((found.damages, found.damaged[0].offset), (1, 8192), "{found:?}");
     assert!(found.damaged[0].file.ends_with(&pack));
     let hit = &found.hits[0];
@@ -170,7 +169,7 @@ fn damage_is_named_remembered_and_healed_by_the_next_backup() {
     assert_eq!((sent[0].stored, sent[0].unchanged), (1, 2));
     rig.check_point("vm", next, std::slice::from_ref(&model));
     rig.check_point("vm", point, std::slice::from_ref(&model));
-    let healed = verify(&rig.store.reader(), &mut |_, _| {}).unwrap();
+    let healed = verify(&rig.store.reader()).unwrap();
     assert_eq!((healed.damages, healed.hits.len()), (1, 0), "{healed:?}");
 }
 
@@ -199,7 +198,7 @@ fn any_flipped_byte_is_named_or_harmless() {
             named += 1;
             continue;
         };
-        let Ok(report) = verify(&reader, &mut |_, _| {}) else {
+        let Ok(report) = verify(&reader) else {
             named += 1;
             continue;
         };

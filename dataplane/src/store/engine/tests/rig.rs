@@ -3,9 +3,11 @@
 //! In: a model of a disk (a content seed for each block, or zero). Out: reports, restored blocks.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use gantry_common::extents::{Run, RunSet};
 use gantry_common::ids::{BlockId, IdKey, PointId, RepositoryId, SessionId, StoredChecksum};
+use gantry_common::manage::{VerifyOptions, VerifyReport};
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
 use gantry_common::units::{BlockSize, Compression};
 use gantry_common::wire::{
@@ -290,4 +292,18 @@ impl Default for Sent {
     fn default() -> Sent {
         Sent { base: BaseAnswer::NotAsked, resumed: 0, unchanged: 0, known: 0, stored: 0 }
     }
+}
+
+/// Verifies everything.
+pub fn verify(
+    reader: &StoreReader<MemoryStorage>,
+) -> Result<VerifyReport, crate::store::error::StoreError> {
+    verify_as(reader, &VerifyOptions::default())
+}
+
+pub fn verify_as(
+    reader: &StoreReader<MemoryStorage>,
+    options: &VerifyOptions,
+) -> Result<VerifyReport, crate::store::error::StoreError> {
+    crate::store::verify::verify(reader, options, 77, &mut |_, _| ControlFlow::Continue(()))
 }
