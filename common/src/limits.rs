@@ -69,6 +69,8 @@ pub const CHECKPOINT_MS_MAX: u64 = 5_000;
 /// Records that readers asked the store to look at and it has not yet.
 pub const INQUIRIES_MAX: usize = 4096;
 
+/// Bytes of rows that are put in order at once when an index is built anew.
+pub const INDEX_SORT_BYTES: usize = 64 << 20;
 /// Bytes of the index's own cache.
 pub const INDEX_CACHE_BYTES: usize = 32 << 20;
 

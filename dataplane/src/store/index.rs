@@ -21,11 +21,13 @@ use super::storage::{OpenMode, Storage};
 mod backend;
 mod damage;
 mod location;
+mod sorter;
 
 use self::backend::{FileBackend, OverlayBackend};
 pub use self::damage::{Finding, Walked};
 use self::location::{BLOCK_ROW_BYTES, INDEX_VERSION, PACK_ROW_BYTES};
 pub use self::location::{Location, PackRow};
+pub use self::sorter::Sorter;
 
 const BLOCKS: TableDefinition<&[u8; 32], &[u8; BLOCK_ROW_BYTES]> = TableDefinition::new("blocks");
 const PACKS: TableDefinition<u64, &[u8; PACK_ROW_BYTES]> = TableDefinition::new("packs");

@@ -10,11 +10,16 @@ use gantry_common::ids::BlockId;
 
 use super::error::StoreError;
 use super::footer::{PackFault, PackHead, Slot, read_footer};
-use super::index::{Index, Location, PackRow};
+use super::index::{Index, Location, PackRow, Sorter};
 use super::layout::{INDEX, INDEX_DIR, PACKS, PackNumber};
 use super::pack_scan::{Scan, scan_pack, seal_scanned};
 use super::storage::{OpenMode, Storage, StorageFile};
 use super::superblock::Superblock;
+
+/// Packs from which on an index that knows none is built in the order of its rows.
+const BULK_PACKS_MIN: usize = 4;
+/// Rows that are written to the index at once then.
+const BULK_ROWS: usize = 100_000;
 
 /// What had to be done.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -111,6 +116,10 @@ pub fn reconcile<S: Storage>(
     if !unknown.is_empty() && known.is_empty() && unknown.len() > 1 {
         done.notes.push(format!("index: reading the footers of {} packs", unknown.len()));
     }
+    let in_order = known.is_empty() && writable && unknown.len() >= BULK_PACKS_MIN;
+    if in_order && build(storage, superblock, index, &unknown, &mut known, &mut done)? {
+        return Ok((known, done));
+    }
     for pack in unknown {
         let Some((slots, bytes)) = read_or_seal(storage, superblock, pack, writable, &mut done)?
         else {
@@ -153,6 +162,62 @@ fn find_copies<S: Storage>(
         }
     }
     Ok(())
+}
+
+/// Fills an index that knows no pack: all rows in order, then the packs. A crash before the end
+/// leaves an index that still knows no pack. False if there is no room for scratch files.
+fn build<S: Storage>(
+    storage: &S,
+    superblock: &Superblock,
+    index: &Index,
+    packs: &[PackNumber],
+    known: &mut BTreeMap<PackNumber, PackRow>,
+    done: &mut Reconciled,
+) -> Result<bool, StoreError> {
+    let mut rows = BTreeMap::new();
+    let mut sorter = Sorter::new(storage.clone());
+    for &pack in packs {
+        let Some((slots, bytes)) = read_or_seal(storage, superblock, pack, true, done)? else {
+            continue;
+        };
+        for (position, slot) in (0..).zip(&slots).filter(|(_, slot)| !slot.is_gone) {
+            if let Err(error) = sorter.push(slot.id, &Location::of(slot, position, pack)) {
+                return without_scratch(done, &error);
+            }
+        }
+        rows.insert(pack, PackRow::of(&slots, bytes));
+    }
+    let sorted = match sorter.sorted() {
+        Ok(sorted) => sorted,
+        Err(error) => return without_scratch(done, &error),
+    };
+    let mut blocks = Vec::with_capacity(BULK_ROWS);
+    for row in sorted {
+        match row {
+            Ok(row) => blocks.push(row),
+            Err(error) => return without_scratch(done, &error),
+        }
+        if blocks.len() == BULK_ROWS {
+            index.insert_rows(&blocks, &[])?;
+            // Pages are used again only after this.
+            index.flush()?;
+            blocks.clear();
+        }
+    }
+    let packs: Vec<(PackNumber, PackRow)> = rows.iter().map(|(pack, row)| (*pack, *row)).collect();
+    index.insert_rows(&blocks, &packs)?;
+    index.flush()?;
+    *known = rows;
+    Ok(true)
+}
+
+fn without_scratch(done: &mut Reconciled, error: &std::io::Error) -> Result<bool, StoreError> {
+    (done.read, done.scanned) = (0, 0);
+    done.notes.push(format!(
+        "index: no scratch file to put its rows in order ({error}): it is built pack by pack, \
+         which takes much longer"
+    ));
+    Ok(false)
 }
 
 fn read_or_seal<S: Storage>(

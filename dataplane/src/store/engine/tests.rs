@@ -257,6 +257,38 @@ fn a_lost_or_spoilt_index_is_rebuilt() {
 }
 
 #[test]
+fn an_index_of_many_packs_is_built_in_order_and_says_the_same() {
+    use crate::store::storage::Storage;
+    let mut rig = Rig::new();
+    let mut points = Vec::new();
+    for round in 0..9 {
+        let mut next = offer("vm", &[40 * K256]);
+        next.created_ms += u64::from(round);
+        next.disks[0].snapshot = format!("s{round}");
+        let model: Model = (0..40).map(|block| (block, block + u64::from(round) * 7 + 1)).collect();
+        let (point, _) =
+            rig.backup(session(round + 1), &next, std::slice::from_ref(&model)).unwrap();
+        points.push((point, model));
+    }
+    rig.store.shut_down();
+    let before = rig.store.reader();
+    let disk = rig.disk.after_power_loss();
+    disk.remove("index/index.redb").unwrap();
+    let rig = Rig::on(disk);
+    assert!(rig.store.notes().iter().any(|note| note.contains("footers of 9 packs")));
+    for (point, model) in &points {
+        rig.check_point("vm", *point, std::slice::from_ref(model));
+    }
+    let ids: Vec<_> = (0..200).map(|seed| KEY.block_id(&raw(seed, K256 as u32))).collect();
+    let place = |at: Option<crate::store::index::Location>| at.map(|at| (at.pack, at.slot));
+    let found = |reader: &crate::store::reader::StoreReader<_>| -> Vec<_> {
+        reader.locate(&ids).unwrap().into_iter().map(place).collect()
+    };
+    assert_eq!(found(&rig.store.reader()), found(&before));
+    assert_eq!(found(&before).iter().flatten().count(), 96);
+}
+
+#[test]
 fn reading_changes_nothing_and_a_writer_keeps_others_out() {
     let mut rig = Rig::new();
     rig.open(session(1), &offer("a", &[4 * K256]));
