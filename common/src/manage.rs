@@ -323,3 +323,41 @@ impl Default for VerifyOptions {
         VerifyOptions { percent: 100, checksums_only: false, rate: None }
     }
 }
+
+/// What a repair did (or would do), and what it could not save.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// Copies of the superblock that were written anew.
+    pub superblocks_written: u64,
+    /// Packs whose header or footer was written anew from their records.
+    pub packs_sealed: u64,
+    /// The index was built anew from the packs.
+    pub index_rebuilt: bool,
+    /// Manifests, or copies of them, that were written anew from the other one.
+    pub manifests_restored: u64,
+    /// Manifests of which neither copy can be read: renamed to `.damaged`.
+    pub manifests_set_aside: Vec<String>,
+    /// Lost map nodes that were built again from records, and proven by their ids.
+    pub nodes_rebuilt: u64,
+    /// Lost map nodes that could not be: a collection no longer waits for them.
+    pub nodes_given_up: u64,
+    /// Records read and found right.
+    pub records_good: u64,
+    /// Damaged places found.
+    pub damages: u64,
+    /// The first of them.
+    pub damaged: Vec<Damage>,
+    /// Disks of points that stay hit.
+    pub hits: Vec<Hit>,
+    /// For a person.
+    pub notes: Vec<String>,
+}
+
+impl RepairReport {
+    /// Whether every point can be restored whole.
+    pub fn is_whole(&self) -> bool {
+        self.hits.is_empty() && self.manifests_set_aside.is_empty()
+    }
+}

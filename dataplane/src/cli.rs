@@ -13,6 +13,7 @@ use serde::Serialize;
 pub mod arguments;
 mod backup;
 mod display;
+mod repair;
 mod repo;
 mod restore;
 

@@ -31,5 +31,6 @@ pub mod engine;
 pub mod checker;
 pub mod reader;
 pub mod verify;
+pub mod repair;
 pub mod service;
 pub mod admin;

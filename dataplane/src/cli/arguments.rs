@@ -209,6 +209,17 @@ pub enum RepoCommand {
     },
     /// Read everything and check it; name what is damaged.
     Verify(FolderArguments),
+    /// Save what can be saved of a damaged repository that no mover serves: write damaged copies,
+    /// headers and footers anew, let second copies serve, build lost maps again from records.
+    /// Names what stays lost.
+    Repair {
+        /// Folder and form.
+        #[command(flatten)]
+        folder: FolderArguments,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Sizes, ratios and counts.
     Stat(FolderArguments),
     /// Build the index anew from the packs.

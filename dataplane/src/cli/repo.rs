@@ -44,6 +44,7 @@ pub(super) fn run(command: RepoCommand) -> Result<(), Failure> {
             say_json(&admin::show(&reader, &name, Some(point))?)
         }
         RepoCommand::Verify(folder) => verify(&folder),
+        RepoCommand::Repair { folder, dry_run } => super::repair::run(&folder, dry_run),
         RepoCommand::Stat(folder) => {
             let stat = admin::stat(&open(&folder.dir)?)?;
             show(&folder, &stat, &stat_lines(&stat))

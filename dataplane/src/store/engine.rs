@@ -33,6 +33,7 @@ mod commit;
 mod durable;
 mod inquiries;
 mod open_task;
+mod repair;
 mod points;
 mod sessions;
 

@@ -28,6 +28,8 @@ mod trees;
 
 use self::pace::Pace;
 use self::recheck::Wrong;
+pub(super) use self::recheck::index_differences;
+pub(super) use self::trees::hits_of_point;
 
 /// Told now and then: bytes read, bytes that will be read. Its answer may stop the verification.
 pub type OnProgress<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;

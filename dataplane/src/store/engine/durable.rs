@@ -218,12 +218,12 @@ impl<S: Storage> Store<S> {
 }
 
 /// Puts a tree's new nodes into the task's packs.
-struct NodeWriter<'a, S: Storage> {
-    repo: &'a Repo<S>,
-    packs: &'a mut PackSet<S::File>,
-    numbers: &'a mut PackNumbers,
-    key: TaskKey,
-    base_is: bool,
+pub(super) struct NodeWriter<'a, S: Storage> {
+    pub(super) repo: &'a Repo<S>,
+    pub(super) packs: &'a mut PackSet<S::File>,
+    pub(super) numbers: &'a mut PackNumbers,
+    pub(super) key: TaskKey,
+    pub(super) base_is: bool,
 }
 
 impl<S: Storage> NodeStore for NodeWriter<'_, S> {

@@ -4,6 +4,7 @@ mod rig;
 mod crash;
 mod damage;
 mod faults;
+mod repair;
 mod points;
 
 use gantry_common::ids::PointId;

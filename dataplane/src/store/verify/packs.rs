@@ -176,15 +176,13 @@ impl<S: Storage> Verifier<'_, S> {
                 self.note_wrong(Wrong::Row { pack });
             }
         }
-        if repo.index.is_writable() {
-            if self.options.checksums_only {
-                // That the id is right was not looked at.
-                found.retain(|(_, _, finding)| *finding == Finding::Damaged);
-            }
-            repo.mark(&found)?;
-            if !self.pace.is_stopped {
-                repo.set_checked(pack, self.now_ms)?;
-            }
+        if self.options.checksums_only || !repo.index.is_writable() {
+            // That the id is right was not looked at; or what is kept in memory shall be little.
+            found.retain(|(_, _, finding)| *finding == Finding::Damaged);
+        }
+        repo.mark(&found)?;
+        if repo.index.is_writable() && !self.pace.is_stopped {
+            repo.set_checked(pack, self.now_ms)?;
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 //! In: entries and rows that differed from the packs. Out: how many still do. A collection changes
 //! the index before it changes a pack, so beside one a difference may be nothing but a moment's.
 
+use std::collections::BTreeSet;
+
 use gantry_common::ids::BlockId;
 use gantry_common::limits;
 
@@ -12,6 +14,7 @@ use crate::store::footer::read_footer;
 use crate::store::index::{Location, PackRow};
 use crate::store::inquiries::Inquiry;
 use crate::store::layout::PackNumber;
+use crate::store::reader::StoreReader;
 use crate::store::storage::{OpenMode, Storage, StorageFile};
 
 /// A difference between the index and a pack.
@@ -88,4 +91,34 @@ impl<S: Storage> Verifier<'_, S> {
         };
         row().is_some_and(|row| !known.is_alike(&row))
     }
+}
+
+/// Records for which the index names no place, or a wrong one. Reads footers only; not beside a
+/// collection.
+pub(in crate::store) fn index_differences<S: Storage>(
+    reader: &StoreReader<S>,
+) -> Result<u64, StoreError> {
+    let repo = reader.repo();
+    let mut differences = 0;
+    for (pack, row) in repo.packs() {
+        let file = repo.storage.open(&pack.path(), OpenMode::Read).ok();
+        let bytes = file.as_ref().and_then(|file| file.len().ok()).unwrap_or(0);
+        let Some(slots) = file.and_then(|file| read_footer(&file, pack).ok()) else { continue };
+        differences += u64::from(!row.is_alike(&PackRow::of(&slots, bytes)));
+        let ids: Vec<BlockId> = slots.iter().map(|slot| slot.id).collect();
+        let places: BTreeSet<(u64, BlockId)> =
+            slots.iter().map(|slot| (slot.offset, slot.id)).collect();
+        for ((position, slot), known) in (0..).zip(&slots).zip(repo.index.find(&ids)?) {
+            let at = Location::of(slot, position, pack);
+            let right = |known: Location| match known.pack == pack {
+                true if known.is_same_place(&at) => {
+                    known == Location { verified: known.verified, damaged: known.damaged, ..at }
+                }
+                true => places.contains(&(known.offset, slot.id)),
+                false => repo.has_pack(known.pack),
+            };
+            differences += u64::from(!slot.is_gone && !known.is_some_and(right));
+        }
+    }
+    Ok(differences)
 }

@@ -4,6 +4,7 @@
 //! from which the store answers what of a base is lost. Trees are walked unless a part of the
 //! packs was read and no damage is known.
 
+use gantry_common::extents::Run;
 use gantry_common::ids::BlockId;
 use gantry_common::manage::{Hit, LISTED_MAX};
 
@@ -87,31 +88,42 @@ impl<S: Storage> Verifier<'_, S> {
         walk: &mut LostBlocks<'_, S>,
         manifest: &Manifest,
         path: &str,
-        rows: &mut Vec<(BlockId, Vec<gantry_common::extents::Run>)>,
+        rows: &mut Vec<(BlockId, Vec<Run>)>,
     ) -> Result<(), StoreError> {
         self.report.points += 1;
-        for disk in &manifest.disks {
-            let lost = walk.of_tree(&TreeRoot { root: disk.root, blocks: disk.blocks() })?;
-            if lost.is_empty() {
-                rows.push((disk.root, Vec::new()));
-                continue;
-            }
+        let mut hits = Vec::new();
+        let before = rows.len();
+        hits_of_point(walk, manifest, &mut hits, rows)?;
+        if !hits.is_empty() && !self.is_there(path) {
             // Deleted meanwhile, and its blocks collected: nobody misses them.
-            if !self.is_there(path) {
-                continue;
-            }
-            let blocks_lost = lost.blocks();
-            if self.report.hits.len() < LISTED_MAX {
-                self.report.hits.push(Hit {
-                    name: manifest.name.clone(),
-                    point: manifest.point.to_string(),
-                    disk: disk.label.clone(),
-                    blocks_lost,
-                    runs: lost.iter().take(LISTED_MAX).collect(),
-                });
-            }
-            rows.push((disk.root, message_runs(lost)));
+            rows.truncate(before);
+            return Ok(());
         }
+        let room = LISTED_MAX.saturating_sub(self.report.hits.len());
+        self.report.hits.extend(hits.into_iter().take(room));
         Ok(())
     }
+}
+
+/// What is lost of a point's disks: hits, and a row for each tree.
+pub(in crate::store) fn hits_of_point<S: Storage>(
+    walk: &mut LostBlocks<'_, S>,
+    manifest: &Manifest,
+    hits: &mut Vec<Hit>,
+    rows: &mut Vec<(BlockId, Vec<Run>)>,
+) -> Result<(), StoreError> {
+    for disk in &manifest.disks {
+        let lost = walk.of_tree(&TreeRoot { root: disk.root, blocks: disk.blocks() })?;
+        if !lost.is_empty() && hits.len() < LISTED_MAX {
+            hits.push(Hit {
+                name: manifest.name.clone(),
+                point: manifest.point.to_string(),
+                disk: disk.label.clone(),
+                blocks_lost: lost.blocks(),
+                runs: lost.iter().take(LISTED_MAX).collect(),
+            });
+        }
+        rows.push((disk.root, message_runs(lost)));
+    }
+    Ok(())
 }

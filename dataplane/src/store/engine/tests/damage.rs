@@ -13,25 +13,25 @@ use super::{K256, key};
 use crate::store::index::Location;
 use crate::store::storage::memory::Fault;
 
-fn id(seed: u64) -> BlockId {
+pub(super) fn id(seed: u64) -> BlockId {
     KEY.block_id(&raw(seed, K256 as u32))
 }
 
-fn place(rig: &Rig, id: &BlockId) -> Location {
+pub(super) fn place(rig: &Rig, id: &BlockId) -> Location {
     rig.store.reader().repo().index.find(&[*id]).unwrap()[0].expect("indexed")
 }
 
 /// Spoils the stored bytes of a record.
-fn spoil(rig: &Rig, id: &BlockId) {
+pub(super) fn spoil(rig: &Rig, id: &BlockId) {
     let at = place(rig, id);
     rig.disk.flip(&at.pack.path(), at.offset + 130);
 }
 
-fn root(rig: &Rig, point: PointId) -> BlockId {
+pub(super) fn root(rig: &Rig, point: PointId) -> BlockId {
     rig.store.reader().manifest("vm", Some(point)).unwrap().disks[0].root
 }
 
-fn later(offer: &SessionOffer) -> SessionOffer {
+pub(super) fn later(offer: &SessionOffer) -> SessionOffer {
     let mut later = offer.clone();
     later.created_ms += 1;
     later
@@ -39,7 +39,7 @@ fn later(offer: &SessionOffer) -> SessionOffer {
 
 /// Backs one disk up as an incremental with changed extents does: only `changed`, and what the
 /// target says is damaged, is read. Gives the point, the runs that were damaged, and what was sent.
-fn by_extents(
+pub(super) fn by_extents(
     rig: &mut Rig,
     number: u8,
     offer: &SessionOffer,
@@ -93,7 +93,7 @@ fn sizes() -> [u64; 2] {
     [2500 * K256, (1024 * 1024 + 5) * K256]
 }
 
-fn model() -> Model {
+pub(super) fn model() -> Model {
     Model::from([(0, 1), (1, 2), (700, 3), (1500, 4), (2499, 5)])
 }
 
