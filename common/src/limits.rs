@@ -68,6 +68,28 @@ pub const CHECKPOINT_MS_MAX: u64 = 5_000;
 
 /// Records that readers asked the store to look at and it has not yet.
 pub const INQUIRIES_MAX: usize = 4096;
+/// Bytes of a collection's live map that are in memory; the rest is in a scratch file.
+pub const LIVE_MAP_CACHE_BYTES: usize = 8 << 20;
+/// Map nodes in new packs that a collection remembers to have walked; beyond, it walks them again.
+pub const COLLECT_NEW_NODES_MAX: usize = 64 << 10;
+/// Packs that a collection changes in one step; between steps the store does its other work.
+pub const COLLECT_BATCH_PACKS_MAX: usize = 8;
+/// Records that such a step gives up, unless a single pack has more.
+pub const COLLECT_BATCH_SLOTS_MAX: usize = 8192;
+/// Packs whose live bits such a step counts.
+pub const COLLECT_COUNTED_PACKS_MAX: usize = 1024;
+/// Bytes of the file that says what a collection is about to change.
+pub const COLLECT_INTENT_BYTES_MAX: usize = 128 << 20;
+/// Dead bytes for which a pack gets holes, whatever its share of dead bytes.
+pub const COLLECT_PUNCH_BYTES_MIN: u64 = 1 << 20;
+/// A pack also gets holes if this share of it is dead: one part in so many.
+pub const COLLECT_PUNCH_PARTS: u64 = 8;
+/// A pack is rewritten if less than this share of it is live, percent.
+pub const COLLECT_REWRITE_LIVE_PERCENT: u64 = 25;
+/// As above, where files cannot have holes.
+pub const COLLECT_REWRITE_LIVE_PERCENT_WITHOUT_HOLES: u64 = 50;
+/// Milliseconds between the steps of a collection while sessions are attached.
+pub const COLLECT_STEP_MS_MIN: u64 = 200;
 
 /// Bytes of rows that are put in order at once when an index is built anew.
 pub const INDEX_SORT_BYTES: usize = 64 << 20;

@@ -27,6 +27,7 @@ pub mod retention;
 pub mod points;
 pub mod pack;
 pub mod task;
+pub mod live_map;
 pub mod engine;
 pub mod checker;
 pub mod reader;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use gantry_common::failure::Failure;
 use gantry_common::ids::{BlockId, PointId, SessionId};
+use gantry_common::manage::CollectReport;
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
 use gantry_common::wire::{SessionOffer, TaskNumber};
 
@@ -29,6 +30,7 @@ use super::task::Task;
 use crate::payload::Payload;
 
 mod blocks;
+mod collect;
 mod commit;
 mod durable;
 mod inquiries;
@@ -36,6 +38,9 @@ mod open_task;
 mod repair;
 mod points;
 mod sessions;
+
+use self::collect::Collection;
+pub use self::collect::Marker;
 
 #[cfg(test)]
 mod tests;
@@ -104,6 +109,8 @@ pub struct Store<S: Storage> {
     /// Time of day, as it was last told; 0: never.
     wall_ms: u64,
     notes: Vec<String>,
+    collection: Option<Collection<S>>,
+    collected: Option<Result<CollectReport, StoreError>>,
     _lock: S::Lock,
 }
 
@@ -141,6 +148,9 @@ impl<S: Storage> Store<S> {
         let newest = packs_on_disk(&storage)?.last().map_or(0, |pack| pack.epoch());
         let epoch = next_epoch(&storage, newest)?;
         let index = open_index(&storage, &superblock, true, &mut notes)?;
+        if let Some(packs) = collect::intent::finish(&storage, superblock.repository, &index)? {
+            notes.push(format!("a collection was interrupted: finished with {packs} packs"));
+        }
         let (packs, reconciled) = reconcile(&storage, &superblock, &index, true)?;
         notes.extend(reconciled.notes);
         if index.is_fresh() && !packs.is_empty() {
@@ -170,6 +180,8 @@ impl<S: Storage> Store<S> {
             now_ms: 0,
             wall_ms: 0,
             notes,
+            collection: None,
+            collected: None,
             _lock: lock,
         };
         store.load_journals()?;
@@ -246,7 +258,8 @@ impl<S: Storage> Store<S> {
             return Some(self.now_ms);
         }
         let due = |since| since + gantry_common::limits::CHECKPOINT_MS_MAX;
-        self.tasks.values().filter_map(|task| task.dirty_since_ms.map(due)).min()
+        let dirty = self.tasks.values().filter_map(|task| task.dirty_since_ms.map(due));
+        dirty.chain(self.collection_due_ms()).min()
     }
 
     /// Takes a command in.
@@ -313,6 +326,7 @@ impl<S: Storage> Store<S> {
         }
         self.look_into_inquiries();
         self.write_marks();
+        self.advance_collection();
     }
 
     /// Verifies what waits to be verified on this thread: for tests and simulations.
@@ -328,6 +342,7 @@ impl<S: Storage> Store<S> {
 
     /// Makes everything durable and lets every session go: the end of a mover.
     pub fn shut_down(&mut self) {
+        self.cancel_collection();
         let attached = self.sessions.iter().filter(|(_, session)| session.is_attached);
         let attached: Vec<SessionId> = attached.map(|(session, _)| *session).collect();
         let leaving = StoreError::Refused(format!(

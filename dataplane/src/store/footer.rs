@@ -95,6 +95,11 @@ impl Slot {
         out.extend(self.checksum.0);
     }
 
+    /// The first `count` slots of a footer's bytes; fewer if they cannot be read.
+    pub fn decode_all(footer: &[u8], count: usize) -> Vec<Slot> {
+        footer.chunks_exact(SLOT_BYTES).take(count).map_while(Slot::decode).collect()
+    }
+
     fn decode(bytes: &[u8]) -> Option<Slot> {
         let mut fields = Fields::new(bytes);
         let id = BlockId(fields.array()?);
@@ -197,7 +202,7 @@ impl PackHead {
 
 /// The footer of a pack whose records end at `at`: a multiple of 4096 bytes, trailer last.
 pub fn encode_footer(slots: &[Slot], at: u64, number: PackNumber) -> Vec<u8> {
-    let bytes = (slots.len() * SLOT_BYTES + TRAILER_BYTES).next_multiple_of(ALIGN as usize);
+    let bytes = footer_bytes(slots.len()) as usize;
     let mut out = Vec::with_capacity(bytes);
     slots.iter().for_each(|slot| slot.encode(&mut out));
     let slots_hash = blake3::hash(&out);
@@ -214,6 +219,11 @@ pub fn encode_footer(slots: &[Slot], at: u64, number: PackNumber) -> Vec<u8> {
     let crc = crc32c::crc32c(&out[bytes - TRAILER_BYTES..]);
     out.extend(crc.to_le_bytes());
     out
+}
+
+/// Bytes of the footer of a pack with so many records.
+pub fn footer_bytes(slots: usize) -> u64 {
+    (slots * SLOT_BYTES + TRAILER_BYTES).next_multiple_of(ALIGN as usize) as u64
 }
 
 /// Reads the list of records of pack `number`.
@@ -245,8 +255,7 @@ pub fn read_footer<F: StorageFile>(file: &F, number: PackNumber) -> Result<Vec<S
     if version != FORMAT_VERSION {
         return Err(PackFault::Damaged("footer has a format version of a newer Gantry"));
     }
-    let bytes = (count.min(limits::PACK_RECORDS_MAX) * SLOT_BYTES + TRAILER_BYTES)
-        .next_multiple_of(ALIGN as usize) as u64;
+    let bytes = footer_bytes(count.min(limits::PACK_RECORDS_MAX));
     if count > limits::PACK_RECORDS_MAX || named != number.0 || at.checked_add(bytes) != Some(len) {
         return Err(PackFault::Damaged("footer does not belong to this file"));
     }

@@ -19,11 +19,13 @@ use super::layout::PackNumber;
 use super::storage::{OpenMode, Storage};
 
 mod backend;
+mod collect;
 mod damage;
 mod location;
 mod sorter;
 
 use self::backend::{FileBackend, OverlayBackend};
+pub use self::collect::PackChange;
 pub use self::damage::{Finding, Walked};
 use self::location::{BLOCK_ROW_BYTES, INDEX_VERSION, PACK_ROW_BYTES};
 pub use self::location::{Location, PackRow};
@@ -174,9 +176,9 @@ impl Index {
     }
 
     /// Adds a sealed pack. A block is written a second time only where its first record could not
-    /// be used, so the newest pack wins, unless the other record was verified. `is_live` says
-    /// whether a pack exists. `durable` also makes every earlier change durable; without it a crash
-    /// costs a reconciliation of this pack.
+    /// be used, so the newest pack wins, unless the other record was verified. `is_usable` says
+    /// whether a place exists and is not about to be given up. `durable` also makes every earlier
+    /// change durable; without it a crash costs a reconciliation of this pack.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -185,7 +187,7 @@ impl Index {
         pack: PackNumber,
         row: &PackRow,
         slots: &[Slot],
-        is_live: &dyn Fn(PackNumber) -> bool,
+        is_usable: &dyn Fn(&Location) -> bool,
         durable: bool,
     ) -> Result<(), StoreError> {
         self.transact(durable, |txn| {
@@ -196,7 +198,7 @@ impl Index {
                     let old =
                         blocks.get(&slot.id.0)?.and_then(|value| Location::decode(value.value()));
                     let usable =
-                        |old: &Location| !old.damaged && old.pack != pack && is_live(old.pack);
+                        |old: &Location| !old.damaged && old.pack != pack && is_usable(old);
                     let kept =
                         old.is_some_and(|old| usable(&old) && (old.verified || old.pack > pack));
                     if !kept {

@@ -160,6 +160,11 @@ impl<F: StorageFile> Journal<F> {
         storage.sync_dir(JOURNALS).map_err(fail("sync the folder of"))
     }
 
+    /// Bytes of it so far.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
     /// Appends entries and makes them durable. After an error the journal must not be used again.
     ///
     /// # Errors
@@ -251,6 +256,16 @@ impl<F: StorageFile> JournalReader<F> {
         let at = HEAD_BYTES + FRAME_HEAD_BYTES + body.len() as u64;
         let Ok(head) = postcard::from_bytes(&body) else { return Ok(None) };
         Ok(Some(JournalReader { file, place, seed, at, head }))
+    }
+
+    /// Its file, for messages.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Where the next entry begins.
+    pub fn position(&self) -> u64 {
+        self.at
     }
 
     /// The next entry; nothing at the end or at the first frame that is not whole.

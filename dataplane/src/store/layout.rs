@@ -20,6 +20,8 @@ pub const SUPERBLOCKS: [&str; 3] = ["superblock", "superblock.1", "superblock.2"
 pub const LOCK: &str = "lock";
 /// The epoch file.
 pub const EPOCH: &str = "epoch";
+/// What a collection is about to change.
+pub const COLLECT_INTENT: &str = "collect.intent";
 /// Folder of packs.
 pub const PACKS: &str = "packs";
 /// Folder of the index.

@@ -126,8 +126,8 @@ pub fn reconcile<S: Storage>(
             continue;
         };
         let row = PackRow::of(&slots, bytes);
-        let is_live = |other: PackNumber| known.contains_key(&other);
-        index.insert_pack(pack, &row, &slots, &is_live, false)?;
+        let is_usable = |other: &Location| known.contains_key(&other.pack);
+        index.insert_pack(pack, &row, &slots, &is_usable, false)?;
         known.insert(pack, row);
     }
     if done.read + done.scanned > 0 {

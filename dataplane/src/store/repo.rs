@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use gantry_common::ids::{BlockId, IdKey, RepositoryId};
+use gantry_common::ids::{BlockId, IdKey, PointId, RepositoryId};
 
 use super::error::{REMEDY_VERIFY, StoreError};
 use super::index::{Finding, Index, Location, PackRow};
 use super::inquiries::{Inquiries, Inquiry};
-use super::layout::PackNumber;
+use super::layout::{PackNumber, points_dir};
 use super::map_node::decode_node;
 use super::record::{
     RECORD_HEAD_BYTES, RecordDecoder, RecordHead, RecordKind, open_record, record_bytes,
@@ -38,6 +38,28 @@ pub struct Repo<S: Storage> {
     files: Mutex<VecDeque<(PackNumber, S::File)>>,
     /// What readers noticed, for the store.
     pub inquiries: Inquiries,
+    reads: Mutex<Reads>,
+}
+
+/// Points that are being read, each with how many readers it has.
+type Reads = BTreeMap<(String, PointId), usize>;
+
+/// Keeps a point's blocks from being given up while it is read, also if it is deleted meanwhile.
+/// It holds the folder of the point's VM and the point.
+#[derive(Debug)]
+pub struct ReadPin<S: Storage> {
+    repo: Arc<Repo<S>>,
+    point: (String, PointId),
+}
+
+impl<S: Storage> Drop for ReadPin<S> {
+    fn drop(&mut self) {
+        let mut reads = self.repo.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        match reads.get_mut(&self.point) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(reads.remove(&self.point)),
+        }
+    }
 }
 
 impl<S: Storage> Repo<S> {
@@ -56,7 +78,23 @@ impl<S: Storage> Repo<S> {
             nodes: Mutex::default(),
             files: Mutex::default(),
             inquiries: Inquiries::default(),
+            reads: Mutex::default(),
         }
+    }
+
+    /// Pins a point of this name. To be taken before its manifest is read.
+    pub fn pin_point(self: &Arc<Self>, name: &str, point: PointId) -> ReadPin<S> {
+        let point = (points_dir(name), point);
+        let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        *reads.entry(point.clone()).or_default() += 1;
+        drop(reads);
+        ReadPin { repo: Arc::clone(self), point }
+    }
+
+    /// Points that are being read: folder and point.
+    pub fn pinned_points(&self) -> Vec<(String, PointId)> {
+        let reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        reads.keys().cloned().collect()
     }
 
     /// Its id.
@@ -79,7 +117,26 @@ impl<S: Storage> Repo<S> {
         self.packs.read().unwrap_or_else(PoisonError::into_inner).contains_key(&pack)
     }
 
-    /// Makes a sealed pack's blocks known.
+    /// What is known of a sealed pack.
+    pub fn pack_row(&self, pack: PackNumber) -> Option<PackRow> {
+        self.packs.read().unwrap_or_else(PoisonError::into_inner).get(&pack).copied()
+    }
+
+    /// What is known of a pack from now on; nothing if it goes: then its file is closed too.
+    pub fn set_pack_row(&self, pack: PackNumber, row: Option<PackRow>) {
+        let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+        match row {
+            Some(row) => drop(packs.insert(pack, row)),
+            None => {
+                packs.remove(&pack);
+                let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+                files.retain(|(number, _)| *number != pack);
+            }
+        }
+    }
+
+    /// Makes a sealed pack's blocks known. `may_keep` says of another place of one of its ids
+    /// whether the index may go on naming that one.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -88,11 +145,12 @@ impl<S: Storage> Repo<S> {
         pack: PackNumber,
         slots: &[super::footer::Slot],
         file_bytes: u64,
+        may_keep: &dyn Fn(&Location) -> bool,
         durable: bool,
     ) -> Result<(), StoreError> {
         let row = PackRow::of(slots, file_bytes);
-        let is_live = |other| self.has_pack(other);
-        self.index.insert_pack(pack, &row, slots, &is_live, durable)?;
+        let is_usable = |other: &Location| self.has_pack(other.pack) && may_keep(other);
+        self.index.insert_pack(pack, &row, slots, &is_usable, durable)?;
         self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(pack, row);
         Ok(())
     }

@@ -235,6 +235,13 @@ impl<S: Storage> Task<S> {
         Ok(())
     }
 
+    /// Blocks that the repository knew, which no journal names yet; those of queries that wait for
+    /// checks among them.
+    pub fn known_pending(&self) -> Vec<BlockId> {
+        let asked = self.answers.iter().flat_map(|answer| answer.blocks.iter());
+        self.known.iter().chain(asked).map(|(_, id)| *id).collect()
+    }
+
     /// Whether progress waits for the journal alone.
     pub fn has_pending(&self) -> bool {
         !self.marks.is_empty() || !self.known.is_empty()

@@ -155,6 +155,11 @@ impl<S: Storage> Store<S> {
         let raw_len = task.disk.block_size.block_len(block, task.disk.size_bytes);
         let usable = |at: &Location| at.kind == RecordKind::Block && at.raw_len == raw_len;
         let Some(at) = found.filter(usable) else { return Ok(Verdict::Unknown) };
+        // A check of it may come later: the record must be there until then.
+        if !self.claim_block(&at) {
+            return Ok(Verdict::Unknown);
+        }
+        let Some(task) = self.tasks.get_mut(&key) else { return Ok(Verdict::Unknown) };
         if at.verified || self.written_by.get(&at.pack) == Some(&key.session) {
             task.pin_known(&self.repo.storage, block, id, now_ms)?;
             return Ok(Verdict::Known);
@@ -167,6 +172,10 @@ impl<S: Storage> Store<S> {
 
     /// A record was read and found right, or not.
     pub fn handle_checked(&mut self, check: &Check, good: bool) {
+        if !good && !self.is_named(check) {
+            // A collection moved it or gave it up meanwhile: that is no damage.
+            return self.settle_check(check, false);
+        }
         // Kept also if nobody waits for it any more: the work is done.
         let finding = if good { Finding::Good } else { Finding::Damaged };
         self.checked.push((check.id, check.at, finding));
@@ -181,6 +190,12 @@ impl<S: Storage> Store<S> {
         self.settle_check(check, good);
     }
 
+    /// Whether the index still names the record that was checked.
+    fn is_named(&self, check: &Check) -> bool {
+        let found = self.repo.find_one(&check.id);
+        found.is_ok_and(|found| found.is_some_and(|at| at.is_same_place(&check.at)))
+    }
+
     /// A record cannot be checked now: it counts as unknown, and nothing is held against it.
     pub fn abandon_check(&mut self, check: &Check) {
         self.settle_check(check, false);
@@ -189,6 +204,9 @@ impl<S: Storage> Store<S> {
     fn settle_check(&mut self, check: &Check, known: bool) {
         let Some((_, key, batch, position)) = self.checking.remove(&check.ticket) else { return };
         let now_ms = self.now_ms;
+        // Since it was asked for, a collection may have begun, or have judged it.
+        let found = if known { self.repo.find_one(&check.id).ok().flatten() } else { None };
+        let known = found.is_some_and(|at| at.raw_len == check.at.raw_len && self.claim_block(&at));
         self.with_task(key, |store| {
             let Some(task) = store.tasks.get_mut(&key) else { return Ok(()) };
             let Some(answer) = task.answers.iter_mut().find(|answer| answer.batch == batch) else {

@@ -89,6 +89,9 @@ impl<S: Storage> Store<S> {
 
     pub(super) fn drop_journal(&mut self, key: TaskKey) {
         self.journals.remove(&key);
+        if self.keeps_journal(key) {
+            return;
+        }
         let path = journal_path(key.session, key.task);
         if let Err(error) = self.repo.storage.remove(&path) {
             tracing::warn!("cannot remove {}: {error}", self.repo.storage.place(&path));

@@ -12,9 +12,10 @@ use gantry_common::limits;
 use gantry_common::session::store_port::{StoreReport, TaskKey};
 use gantry_common::wire::{Codec, TaskTotals};
 
+use super::collect::{Collection, Shared};
 use super::{Flight, FlightKind, Store};
 use crate::store::error::StoreError;
-use crate::store::index::{Finding, Walked};
+use crate::store::index::{Finding, Location, Walked};
 use crate::store::journal::{Entry, SealedDisk};
 use crate::store::layout::PackNumber;
 use crate::store::lost::message_runs;
@@ -69,7 +70,11 @@ impl<S: Storage> Store<S> {
             task.packs.packs.retain(|pack| pack.number != number);
             self.packs_unflushed += 1;
             let durable = self.packs_unflushed >= PACKS_UNFLUSHED_MAX;
-            self.repo.add_pack(number, &slots, bytes, durable)?;
+            let collection = self.shared_collection();
+            let may_keep = |at: &Location| {
+                collection.as_ref().is_none_or(|collection| collection.may_refer(at))
+            };
+            self.repo.add_pack(number, &slots, bytes, &may_keep, durable)?;
             self.written_by.insert(number, key.session);
             if durable {
                 self.packs_unflushed = 0;
@@ -165,8 +170,10 @@ impl<S: Storage> Store<S> {
     fn build_tree(&mut self, key: TaskKey, totals: TaskTotals) -> Result<(), StoreError> {
         let Some(task) = self.tasks.get_mut(&key) else { return Ok(()) };
         let (base, blocks) = (task.base_tree(), task.blocks());
+        let collection = self.collection.as_ref().map(Collection::shared);
         let mut nodes = NodeWriter {
             repo: &self.repo,
+            collection,
             packs: &mut task.packs,
             numbers: &mut self.numbers,
             key,
@@ -207,10 +214,11 @@ impl<S: Storage> Store<S> {
         task.journal.append(&[Entry::Sealed(sealed.clone())])?;
         task.stage = SealStage::Done(sealed.clone());
         let bytes_stored = sealed.bytes_stored;
-        let base = task.base.clone();
+        let (base, blocks) = (task.base.clone(), task.blocks());
         if let Some(session) = self.sessions.get_mut(&key.session) {
             session.sealed.insert(key.task, (sealed, base));
         }
+        self.add_built_root(key, root, blocks);
         self.reports.push_back(StoreReport::Sealed { key, bytes_stored });
         self.commit_if_complete(key.session);
         Ok(())
@@ -220,6 +228,7 @@ impl<S: Storage> Store<S> {
 /// Puts a tree's new nodes into the task's packs.
 pub(super) struct NodeWriter<'a, S: Storage> {
     pub(super) repo: &'a Repo<S>,
+    pub(super) collection: Option<Arc<Shared<S>>>,
     pub(super) packs: &'a mut PackSet<S::File>,
     pub(super) numbers: &'a mut PackNumbers,
     pub(super) key: TaskKey,
@@ -238,8 +247,12 @@ impl<S: Storage> NodeStore for NodeWriter<'_, S> {
         if self.packs.holds(&id) {
             return Ok(id);
         }
-        // Whoever wrote it: it serves only if it reads back as what it should be.
-        if let Some(at) = self.repo.find_one(&id)? {
+        // Whoever wrote it: it serves only if it reads back as what it should be, and if no
+        // collection may give it up.
+        let spared = |at: &Location| {
+            self.collection.as_ref().is_none_or(|collection| collection.may_refer(at))
+        };
+        if let Some(at) = self.repo.find_one(&id)?.filter(spared) {
             match self.repo.node(&id, level) {
                 Ok(stored) if stored[..] == *children => return Ok(id),
                 // Known before the new record is indexed, which then takes its place.

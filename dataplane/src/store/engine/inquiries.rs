@@ -11,7 +11,7 @@ use crate::store::error::StoreError;
 use crate::store::footer::read_footer;
 use crate::store::index::Location;
 use crate::store::inquiries::Inquiry;
-use crate::store::record::RecordDecoder;
+use crate::store::record::{RecordDecoder, RecordKind};
 use crate::store::storage::{OpenMode, Storage};
 
 /// Inquiries looked into in one go.
@@ -58,6 +58,14 @@ impl<S: Storage> Store<S> {
             return Ok(());
         }
         self.repo.check_record(&mut RecordDecoder::new(self.repo.id_key()), id, at)?;
+        // A collection that judges it otherwise keeps it too, and points to it by itself.
+        let may_serve = match at.kind {
+            RecordKind::Block => self.claim_block(at),
+            RecordKind::Node => self.shared_collection().is_none_or(|shared| shared.may_refer(at)),
+        };
+        if !may_serve {
+            return Ok(());
+        }
         let copy = Location { verified: true, damaged: false, ..*at };
         let is_live = |pack| self.repo.has_pack(pack);
         let pointed = self.repo.index.point_to_copies(&[(*id, copy)], &is_live)?;

@@ -75,6 +75,10 @@ impl<S: Storage> Store<S> {
             base_refused: base.refused.clone(),
         };
         let generation = self.repo.index.damage_generation()?;
+        if let Some(root) = &base.root {
+            let blocks = disk.block_size.block_count(root.size_bytes);
+            self.add_root(root.root, blocks, &format!("base {} of '{}'", root.point, disk.label));
+        }
         let damaged = match &base.root {
             Some(root) => self.damaged_of_base(root, &disk, generation)?,
             None => Vec::new(),
@@ -247,7 +251,7 @@ impl<S: Storage> Store<S> {
         let found = self.repo.find(&ids)?;
         let mut kept = Vec::with_capacity(blocks.len());
         for ((block, id), at) in blocks.into_iter().zip(found) {
-            if at.is_some_and(|at| at.kind == RecordKind::Block) {
+            if at.is_some_and(|at| at.kind == RecordKind::Block && self.claim_block(&at)) {
                 task.stage_block(&self.repo.storage, block, &id, 0)?;
                 kept.push((block, id));
             }

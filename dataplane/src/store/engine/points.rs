@@ -92,8 +92,15 @@ impl<S: Storage> Store<S> {
                 report.unchanged.push(point);
                 continue;
             }
+            self.may_undelete(&dir, point)?;
             match self.read(name, point, PointFile::Deleted)? {
-                Some(_) => report.changed.push(point),
+                Some(found) => {
+                    for disk in &found.manifest.disks {
+                        let of = format!("{} of '{name}', point {point}", disk.label);
+                        self.add_root(disk.root, disk.blocks(), &of);
+                    }
+                    report.changed.push(point);
+                }
                 None => {
                     return Err(StoreError::Usage(format!(
                         "'{name}' has no deleted restore point {point}: once a collection has \

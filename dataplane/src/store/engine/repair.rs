@@ -22,12 +22,17 @@ impl<S: Storage> Store<S> {
         let mut packs = PackSet::new();
         for node in nodes {
             let key = TaskKey { session: node.session, task: node.task };
+            let collection = self.shared_collection();
             let numbers = &mut self.numbers;
-            NodeWriter { repo: &self.repo, packs: &mut packs, numbers, key, base_is: true }.put(
-                node.level,
-                node.index,
-                &node.children,
-            )?;
+            NodeWriter {
+                repo: &self.repo,
+                collection,
+                packs: &mut packs,
+                numbers,
+                key,
+                base_is: true,
+            }
+            .put(node.level, node.index, &node.children)?;
         }
         packs.close();
         for pack in &mut packs.packs {
@@ -35,7 +40,7 @@ impl<S: Storage> Store<S> {
             let PackPhase::Footed(bytes) = pack.phase else { continue };
             let synced = pack.file.sync_data();
             synced.map_err(|source| StoreError::io("sync", pack.place.clone(), source))?;
-            self.repo.add_pack(pack.number, &pack.slots, bytes, true)?;
+            self.repo.add_pack(pack.number, &pack.slots, bytes, &|_| true, true)?;
         }
         Ok(())
     }

@@ -6,6 +6,9 @@ mod damage;
 mod faults;
 mod repair;
 mod points;
+mod collect;
+mod collect_rig;
+mod collect_crash;
 
 use gantry_common::ids::PointId;
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};

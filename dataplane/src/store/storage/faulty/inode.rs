@@ -102,7 +102,9 @@ impl Inode {
         match &change {
             Change::Allocate(bytes) => self.reserved = self.reserved.max(*bytes),
             Change::SetLen(bytes) => self.reserved = self.reserved.min(*bytes),
-            Change::Punch { .. } | Change::Write { .. } => {}
+            // A hole also gives back what was reserved for it.
+            Change::Punch { bytes, .. } => self.reserved = self.reserved.saturating_sub(*bytes),
+            Change::Write { .. } => {}
         }
         apply(&mut self.now, &change);
         self.log.push(Logged { at, change, in_flight: false });
