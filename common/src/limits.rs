@@ -15,6 +15,12 @@ pub const DISK_BYTES_MAX: u64 = 64 << 40;
 pub const SESSION_DISKS_MAX: usize = 256;
 /// Bytes of a VM's or a disk's name or identity.
 pub const NAME_BYTES_MAX: usize = 512;
+/// Points in one management request.
+pub const MANAGE_POINTS_MAX: usize = 1024;
+/// Bytes of one page of a management report.
+pub const MANAGE_PAGE_BYTES_MAX: usize = 512 << 10;
+/// Bytes of a whole management report: longer ones are shortened by who makes them, and refused.
+pub const MANAGE_REPORT_BYTES_MAX: usize = 16 << 20;
 /// Points that one application of retention deletes; the rest goes the next time.
 pub const RETIRED_POINTS_MAX: usize = 4096;
 /// Bytes of a VM's configuration (hardware, NVRAM) in a session's offer.
@@ -109,6 +115,9 @@ pub const RESTORE_POOL_BYTES: usize = 64 << 20;
 pub const PACE_SLICE_BYTES_MAX: usize = 64 << 10;
 
 const _: () = assert!(COVERAGE_RUNS_MAX >= RUNS_MAX);
+const _: () = assert!(MANAGE_PAGE_BYTES_MAX + 64 < FRAME_HEADER_BYTES_MAX as usize);
+const _: () = assert!(MANAGE_POINTS_MAX * 16 + 1024 < FRAME_HEADER_BYTES_MAX as usize);
+const _: () = assert!(RETIRED_POINTS_MAX * 16 + 1024 < FRAME_HEADER_BYTES_MAX as usize);
 const _: () = assert!(BASE_IDS_MAX * 32 < FRAME_HEADER_BYTES_MAX as usize);
 const _: () = assert!(RUNS_MAX * 24 < FRAME_HEADER_BYTES_MAX as usize);
 const _: () = assert!(QUERY_IDS_MAX * 64 < FRAME_HEADER_BYTES_MAX as usize);

@@ -7,6 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::extents::Run;
 use crate::ids::PointId;
+use crate::limits;
+
+mod points;
+mod stat;
+
+pub use self::points::{Decision, KeepReason, PointFlags, PointsReport, PruneReport, Retention};
+pub use self::stat::{StatReport, Unfinished};
 
 /// Entries of a list in a report; more are only counted.
 pub const LISTED_MAX: usize = 10_000;
@@ -56,137 +63,79 @@ pub enum ManageRequest {
     Stat,
 }
 
-/// Flags of a restore point, kept in its manifest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct PointFlags(pub u32);
-
-impl PointFlags {
-    /// Neither deleted by hand nor by retention.
-    pub const PROTECTED: PointFlags = PointFlags(1);
-    /// The first of its ISO week (UTC) when it was made.
-    pub const WEEKLY: PointFlags = PointFlags(2);
-    /// The first of its month.
-    pub const MONTHLY: PointFlags = PointFlags(4);
-    /// The first of its year.
-    pub const YEARLY: PointFlags = PointFlags(8);
-
-    /// Whether all of `wanted` are set.
-    pub fn has(self, wanted: PointFlags) -> bool {
-        self.0 & wanted.0 == wanted.0
-    }
-
-    /// With these set, or not set.
-    #[must_use]
-    pub fn with(self, flags: PointFlags, set: bool) -> PointFlags {
-        PointFlags(if set { self.0 | flags.0 } else { self.0 & !flags.0 })
-    }
-
-    /// The names of those that are set.
-    pub fn names(self) -> Vec<&'static str> {
-        let all = [
-            (PointFlags::PROTECTED, "protected"),
-            (PointFlags::WEEKLY, "weekly"),
-            (PointFlags::MONTHLY, "monthly"),
-            (PointFlags::YEARLY, "yearly"),
-        ];
-        all.into_iter().filter(|(flag, _)| self.has(*flag)).map(|(_, name)| name).collect()
-    }
-}
-
-/// Which points of a VM to keep. A point goes only if no rule keeps it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Retention {
-    /// Points younger than this many days stay.
-    pub days: u32,
-    /// At least this many of the newest points stay, whatever their age; 0 counts as 1.
-    pub points_min: u32,
-    /// The first point of a week, month, year (UTC) is flagged when it is made, and stays while it
-    /// is among this many newest ones with that flag.
-    pub weekly: u32,
-    /// As `weekly`, by month.
-    pub monthly: u32,
-    /// As `weekly`, by year.
-    pub yearly: u32,
-}
-
-impl Retention {
-    /// Whether any rule is there. Without one only the newest point would stay.
-    pub fn has_rule(&self) -> bool {
-        *self != Retention::default()
-    }
-}
-
-/// Why retention keeps a point.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum KeepReason {
-    /// Its manifest cannot be read, so nothing is known of it.
-    Unreadable,
-    /// It is protected.
-    Protected,
-    /// It is among the newest that stay whatever their age.
-    Newest,
-    /// It is young enough.
-    Days,
-    /// It stands for its week.
-    Weekly,
-    /// It stands for its month.
-    Monthly,
-    /// It stands for its year.
-    Yearly,
-}
-
-impl KeepReason {
-    /// For a person.
-    pub fn text(self) -> &'static str {
+impl ManageRequest {
+    /// The VM that it is about; nothing if it is about all.
+    pub fn name(&self) -> Option<&str> {
         match self {
-            KeepReason::Unreadable => "cannot be read",
-            KeepReason::Protected => "protected",
-            KeepReason::Newest => "newest",
-            KeepReason::Days => "days",
-            KeepReason::Weekly => "weekly",
-            KeepReason::Monthly => "monthly",
-            KeepReason::Yearly => "yearly",
+            ManageRequest::DeletePoints { name, .. }
+            | ManageRequest::UndeletePoints { name, .. }
+            | ManageRequest::ProtectPoints { name, .. } => Some(name),
+            ManageRequest::Prune { name, .. } => name.as_deref(),
+            ManageRequest::Collect(_) | ManageRequest::Verify(_) | ManageRequest::Stat => None,
         }
     }
 }
 
-/// What retention decides about a point: it goes if no reason keeps it.
+/// What came of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Decision {
-    /// The VM's name.
-    pub name: String,
-    /// The point.
-    pub point: PointId,
-    /// Its flags, as far as they are known.
-    pub flags: PointFlags,
-    /// Why it stays.
-    pub keep: Vec<KeepReason>,
+pub enum ManageReport {
+    /// Of deleting, undeleting, protecting.
+    Points(PointsReport),
+    /// Of retention.
+    Prune(PruneReport),
+    /// Of a collection.
+    Collect(CollectReport),
+    /// Of a verification.
+    Verify(VerifyReport),
+    /// Of counting.
+    Stat(StatReport),
 }
 
-/// What an application of retention did (or would do).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PruneReport {
-    /// Nothing was changed.
-    pub dry_run: bool,
-    /// Points looked at, oldest first within a name; the first [`LISTED_MAX`].
-    pub decisions: Vec<Decision>,
-    /// Points deleted; undoable until the next collection.
-    pub points_deleted: u64,
-    /// Points that stay.
-    pub points_kept: u64,
-    /// For a person.
-    pub notes: Vec<String>,
-}
+impl ManageReport {
+    /// Its bytes on the wire: at most [`limits::MANAGE_REPORT_BYTES_MAX`]. Lists are shortened until
+    /// it fits; a note says so.
+    pub fn encode(mut self) -> Vec<u8> {
+        let mut bytes = postcard::to_stdvec(&self).expect("reports always encode");
+        let mut listed = LISTED_MAX;
+        while bytes.len() > limits::MANAGE_REPORT_BYTES_MAX {
+            listed /= 2;
+            self.shorten(listed);
+            bytes = postcard::to_stdvec(&self).expect("reports always encode");
+        }
+        bytes
+    }
 
-/// What deleting, undeleting or protecting points did.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PointsReport {
-    /// Points that are as asked now, and were not before.
-    pub changed: Vec<PointId>,
-    /// Points that were so already.
-    pub unchanged: Vec<PointId>,
-    /// For a person.
-    pub notes: Vec<String>,
+    /// Reads it; nothing if it is no report.
+    pub fn decode(bytes: &[u8]) -> Option<ManageReport> {
+        match postcard::take_from_bytes(bytes) {
+            Ok((report, [])) => Some(report),
+            _ => None,
+        }
+    }
+
+    fn shorten(&mut self, listed: usize) {
+        let note = format!("lists are cut to {listed} entries: the report would be too long");
+        let notes = match self {
+            ManageReport::Points(report) => &mut report.notes,
+            ManageReport::Prune(report) => {
+                report.decisions.truncate(listed);
+                &mut report.notes
+            }
+            ManageReport::Collect(report) => &mut report.notes,
+            ManageReport::Verify(report) => {
+                report.damaged.truncate(listed);
+                report.hits.truncate(listed);
+                report.hits.iter_mut().for_each(|hit| hit.runs.truncate(listed));
+                &mut report.notes
+            }
+            ManageReport::Stat(report) => {
+                report.unfinished.truncate(listed);
+                &mut report.notes
+            }
+        };
+        notes.truncate(listed);
+        notes.push(note);
+    }
 }
 
 /// How to collect.
@@ -359,5 +308,39 @@ impl RepairReport {
     /// Whether every point can be restored whole.
     pub fn is_whole(&self) -> bool {
         self.hits.is_empty() && self.manifests_set_aside.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_that_is_too_long_is_shortened_and_says_so() {
+        let hit = Hit {
+            name: "n".repeat(500),
+            point: "p".into(),
+            disk: "d".into(),
+            blocks_lost: 1,
+            runs: vec![Run { first: u64::MAX, count: u64::MAX }; LISTED_MAX],
+        };
+        let report = VerifyReport { hits: vec![hit; 300], ..VerifyReport::default() };
+        let bytes = ManageReport::Verify(report).encode();
+        assert!(bytes.len() <= limits::MANAGE_REPORT_BYTES_MAX);
+        let Some(ManageReport::Verify(read)) = ManageReport::decode(&bytes) else {
+            panic!("it reads")
+        };
+        assert!(!read.hits.is_empty() && read.notes[0].contains("cut to"), "{:?}", read.notes);
+        assert!(!read.is_clean());
+        assert_eq!(ManageReport::decode(&[bytes, vec![0]].concat()), None);
+    }
+
+    #[test]
+    fn random_bytes_are_no_report_and_no_panic() {
+        for seed in 0..5_000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let bytes: Vec<u8> = (0..random.usize(0..100)).map(|_| random.u8(..)).collect();
+            let _ = ManageReport::decode(&bytes);
+        }
     }
 }

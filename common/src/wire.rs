@@ -7,13 +7,18 @@
 //! A frame is `header_len: u32 LE`, `payload_len: u32 LE`, the postcard header (one message), and
 //! the raw payload, which only [`ToTarget::Block`] and [`ToSource::Block`] have.
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
+
+mod frame;
+
+pub use self::frame::{
+    FrameError, FramePrefix, Message, check_offer, check_request, decode, encode, is_name,
+};
 
 use crate::extents::Run;
 use crate::failure::Failure;
 use crate::ids::{BlockId, IdKey, PointId, RepositoryId, SessionId, StoredChecksum};
-use crate::limits;
-use crate::manage::{PointFlags, Retention};
+use crate::manage::{ManageRequest, PointFlags, Retention};
 use crate::units::{BlockSize, Compression};
 
 /// Protocol number, sent in `Hello` too, so that a transport without ALPN still checks it.
@@ -130,7 +135,11 @@ pub enum Intent {
     List {
         /// The name.
         name: String,
+        /// The deleted ones, instead of those that are not.
+        deleted: bool,
     },
+    /// Look after the repository.
+    Manage(ManageRequest),
 }
 
 /// Which disk of which point to read.
@@ -421,6 +430,22 @@ pub enum ToSource {
         /// Microseconds in which the lanes took nothing more.
         sending_us: u64,
     },
+    /// Answer to `Intent::Manage`, now and then: how far it is.
+    Progress {
+        /// What is being done.
+        phase: String,
+        /// So much of it is done,
+        done: u64,
+        /// of so much; 0: not known.
+        total: u64,
+    },
+    /// Answer to `Intent::Manage`, last: postcard of a [`crate::manage::ManageReport`], in pages.
+    Report {
+        /// The next bytes.
+        page: Vec<u8>,
+        /// Whether another page follows.
+        more: bool,
+    },
     /// Answer to `Intent::List`, in pages.
     Points {
         /// Newest last.
@@ -428,213 +453,4 @@ pub enum ToSource {
         /// Whether another page follows.
         more: bool,
     },
-}
-
-/// A frame that cannot be what a peer of this protocol sends.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
-    /// A length beyond the bound.
-    #[error("frame {part} of {len} bytes is beyond the limit of {max}")]
-    TooLong {
-        /// Which part.
-        part: &'static str,
-        /// Announced.
-        len: u32,
-        /// Allowed.
-        max: u32,
-    },
-    /// Bytes that are no message of this protocol.
-    #[error("frame header of {len} bytes is no message of protocol {PROTOCOL}")]
-    Garbled {
-        /// Bytes of it.
-        len: usize,
-    },
-    /// A message that breaks a bound or a rule, named.
-    #[error("message breaks the protocol: {0}")]
-    Rule(&'static str),
-}
-
-/// Lengths at the start of a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FramePrefix {
-    /// Bytes of the postcard header.
-    pub header_len: u32,
-    /// Bytes of the payload.
-    pub payload_len: u32,
-}
-
-impl FramePrefix {
-    /// Reads and bounds the lengths.
-    ///
-    /// # Errors
-    /// [`FrameError::TooLong`].
-    pub fn decode(bytes: [u8; FRAME_PREFIX_BYTES]) -> Result<FramePrefix, FrameError> {
-        let [a, b, c, d, e, f, g, h] = bytes;
-        let header_len = u32::from_le_bytes([a, b, c, d]);
-        let payload_len = u32::from_le_bytes([e, f, g, h]);
-        let check = |part, len, max| {
-            if len > max { Err(FrameError::TooLong { part, len, max }) } else { Ok(()) }
-        };
-        check("header", header_len, limits::FRAME_HEADER_BYTES_MAX)?;
-        check("payload", payload_len, limits::FRAME_PAYLOAD_BYTES_MAX)?;
-        Ok(FramePrefix { header_len, payload_len })
-    }
-}
-
-/// A message that can travel: its own rules beyond what postcard checks.
-pub trait Message: Serialize + DeserializeOwned {
-    /// Checks counts and lengths against `limits`, and whether a payload belongs to it.
-    ///
-    /// # Errors
-    /// [`FrameError::Rule`] names the first rule that is broken.
-    fn check(&self, payload_len: u32) -> Result<(), FrameError>;
-}
-
-fn rule(holds: bool, name: &'static str) -> Result<(), FrameError> {
-    if holds { Ok(()) } else { Err(FrameError::Rule(name)) }
-}
-
-fn check_head(head: &BlockHead, payload_len: u32) -> Result<(), FrameError> {
-    rule(head.raw_len > 0 && head.raw_len <= limits::BLOCK_BYTES_MAX, "block length")?;
-    rule(payload_len > 0 && payload_len <= head.raw_len, "payload of a block")?;
-    rule(head.codec != Codec::Raw || payload_len == head.raw_len, "payload of a raw block")
-}
-
-/// A retention without any rule would keep one point only: nobody may ask for that by accident.
-const RETENTION: &str = "retention without a rule";
-
-fn check_runs(runs: &[Run]) -> Result<(), FrameError> {
-    rule(runs.len() <= limits::RUNS_MAX, "number of runs")?;
-    rule(runs.iter().all(|run| run.count > 0 && run.end().is_some()), "run of blocks")
-}
-
-/// Checks what a session brings against `limits`, so that it fits a frame.
-///
-/// # Errors
-/// [`FrameError::Rule`] names what is too long, too much or missing.
-pub fn check_offer(offer: &SessionOffer) -> Result<(), FrameError> {
-    let short = |text: &str| text.len() <= limits::NAME_BYTES_MAX;
-    // Names are shown on terminals: no control characters.
-    let named = |text: &str| !text.is_empty() && short(text) && !text.chars().any(char::is_control);
-    rule(named(&offer.name), "name of the session")?;
-    rule(!offer.disks.is_empty(), "session without a disk")?;
-    rule(offer.disks.len() <= limits::SESSION_DISKS_MAX, "number of disks")?;
-    rule(offer.vm_config.len() <= limits::VM_CONFIG_BYTES_MAX, "VM configuration")?;
-    rule(offer.retention.is_none_or(|retention| retention.has_rule()), RETENTION)?;
-    for disk in &offer.disks {
-        rule(named(&disk.identity), "identity of a disk")?;
-        rule(short(&disk.label), "name of a disk")?;
-        rule(short(&disk.snapshot), "snapshot of a disk")?;
-        rule(disk.change_id.as_deref().is_none_or(short), "change id of a disk")?;
-        rule(disk.size_bytes > 0 && disk.size_bytes <= limits::DISK_BYTES_MAX, "size of a disk")?;
-    }
-    Ok(())
-}
-
-impl Message for ToTarget {
-    fn check(&self, payload_len: u32) -> Result<(), FrameError> {
-        if let ToTarget::Block { head, .. } = self {
-            return check_head(head, payload_len);
-        }
-        rule(payload_len == 0, "payload on a message without one")?;
-        match self {
-            ToTarget::Hello { intent: Intent::Backup(offer), .. } => check_offer(offer),
-            ToTarget::Marks { marks, .. } => {
-                rule(marks.len() <= limits::RUNS_MAX, "number of marks")?;
-                marks.iter().try_for_each(|mark| check_runs(&[mark.run]))
-            }
-            ToTarget::Query { blocks, .. } => {
-                rule(!blocks.is_empty() && blocks.len() <= limits::QUERY_IDS_MAX, "size of a query")
-            }
-            ToTarget::Read { run, .. } => check_runs(&[*run]),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Message for ToSource {
-    fn check(&self, payload_len: u32) -> Result<(), FrameError> {
-        if let ToSource::Block { head, .. } = self {
-            return check_head(head, payload_len);
-        }
-        rule(payload_len == 0, "payload on a message without one")?;
-        match self {
-            ToSource::TaskOpened { base, durable, .. } => {
-                check_runs(durable)?;
-                match base {
-                    BaseAnswer::Usable { damaged, .. } => check_runs(damaged),
-                    _ => Ok(()),
-                }
-            }
-            ToSource::BaseIds { ids, .. } => rule(ids.len() <= limits::BASE_IDS_MAX, "base ids"),
-            ToSource::Known { known, .. } => rule(known.len() <= limits::QUERY_IDS_MAX, "answer"),
-            ToSource::Durable { runs, .. } | ToSource::Zeros { runs } => check_runs(runs),
-            ToSource::Committed { deleted, .. } => {
-                rule(deleted.len() <= limits::RETIRED_POINTS_MAX, "points deleted by retention")
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Encodes a frame's prefix and header; the payload follows it on the wire.
-///
-/// # Panics
-/// If our own message breaks its rules or bounds: a bug.
-pub fn encode<M: Message>(message: &M, payload_len: usize) -> Vec<u8> {
-    let payload_len = u32::try_from(payload_len).expect("payloads are bounded");
-    let frame = postcard::to_extend(message, vec![0u8; FRAME_PREFIX_BYTES]);
-    let mut frame = frame.expect("messages of this protocol always encode");
-    let header_len = (frame.len() - FRAME_PREFIX_BYTES) as u32;
-    assert!(header_len <= limits::FRAME_HEADER_BYTES_MAX, "header of {header_len} bytes");
-    debug_assert_eq!(message.check(payload_len), Ok(()));
-    frame[..4].copy_from_slice(&header_len.to_le_bytes());
-    frame[4..FRAME_PREFIX_BYTES].copy_from_slice(&payload_len.to_le_bytes());
-    frame
-}
-
-/// Decodes a frame's header and checks it against the rules.
-///
-/// # Errors
-/// [`FrameError`]; never panics, whatever the bytes.
-pub fn decode<M: Message>(header: &[u8], payload_len: u32) -> Result<M, FrameError> {
-    let (message, rest) = postcard::take_from_bytes::<M>(header)
-        .map_err(|_| FrameError::Garbled { len: header.len() })?;
-    rule(rest.is_empty(), "bytes after the message")?;
-    message.check(payload_len)?;
-    Ok(message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frames_come_back_and_hostile_ones_are_refused() {
-        let head = BlockHead {
-            id: BlockId([3; 32]),
-            codec: Codec::Zstd,
-            raw_len: 1 << 20,
-            checksum: StoredChecksum([4; 16]),
-        };
-        let message = ToTarget::Block { task: 1, block: 1 << 40, head };
-        let frame = encode(&message, 77);
-        let prefix = FramePrefix::decode(frame[..8].try_into().unwrap()).unwrap();
-        assert_eq!(prefix.payload_len, 77);
-        assert_eq!(decode::<ToTarget>(&frame[8..], 77), Ok(message));
-        assert!(decode::<ToTarget>(&frame[8..], 0).is_err());
-        assert!(decode::<ToTarget>(&frame[8..], (1 << 20) + 1).is_err());
-        assert!(decode::<ToTarget>(&frame[8..frame.len() - 1], 77).is_err());
-        assert!(FramePrefix::decode([255; 8]).is_err());
-    }
-
-    #[test]
-    fn random_bytes_never_panic() {
-        for seed in 0..20_000 {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let bytes: Vec<u8> = (0..random.usize(0..200)).map(|_| random.u8(..)).collect();
-            let _ = decode::<ToTarget>(&bytes, random.u32(..));
-            let _ = decode::<ToSource>(&bytes, random.u32(..));
-        }
-    }
 }

@@ -13,14 +13,19 @@ use serde::Serialize;
 pub mod arguments;
 mod backup;
 mod display;
+mod gc;
+mod job;
+mod point;
 mod repair;
 mod repo;
 mod restore;
+mod stat;
+mod verify;
 
 use crate::connect::{Connector, Credentials, LocalRepository, RepositoryAddress};
 use crate::serve;
 use crate::transport::{Identity, TransportKind, Trust};
-use arguments::{Command, IdentityCommand, RepositoryArguments, TransportChoice};
+use arguments::{AccessArguments, Command, IdentityCommand, TransportChoice};
 
 /// Carries a command out.
 ///
@@ -41,7 +46,7 @@ fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Backup(arguments) => backup::run(*arguments),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::Repo { command } => repo::run(command),
-        Command::Point { command } => repo::points(command),
+        Command::Point { command } => point::run(command),
         Command::Serve { config } => {
             let config = serve::load(&config)?;
             serve::run(config, |address| say(&format!("listening on {address}")))
@@ -96,41 +101,53 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     })
 }
 
-/// The way to the repository that the arguments name, to write or only to read.
-fn connector(arguments: &RepositoryArguments, writing: bool) -> Result<Connector, Failure> {
-    match arguments.repo.parse()? {
-        RepositoryAddress::Folder(dir) if writing => {
-            Ok(Connector::Local(LocalRepository::open(&dir)?))
-        }
+/// What a command does with a repository that is a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Changes it.
+    Write,
+    /// Only reads it.
+    Read,
+    /// Changes it if it can be changed.
+    WriteIfPossible,
+}
+
+/// The way to the repository that the arguments name.
+fn connector(repo: &str, access: &AccessArguments, use_: Use) -> Result<Connector, Failure> {
+    let address = match repo.parse()? {
         RepositoryAddress::Folder(dir) => {
-            Ok(Connector::Local(LocalRepository::open_read_only(&dir)?))
+            let local = match use_ {
+                Use::Write => LocalRepository::open(&dir),
+                Use::Read => LocalRepository::open_read_only(&dir),
+                Use::WriteIfPossible => LocalRepository::open_if_possible(&dir),
+            };
+            return Ok(Connector::Local(local?));
         }
-        RepositoryAddress::Remote(address) => {
-            let file = |file: &Option<std::path::PathBuf>, option: &str, what: &str| {
-                file.clone().ok_or_else(|| usage(format!("gantry:// needs {option} FILE: {what}")))
-            };
-            let identity = file(
-                &arguments.identity,
-                "--identity",
-                "this mover's identity, made by 'gantry-mover identity create FILE'",
-            )?;
-            let peer = file(
-                &arguments.peer,
-                "--peer",
-                "the pin that 'gantry-mover identity show' prints on the repository host",
-            )?;
-            let credentials = Credentials {
-                identity: Identity::load(&identity).map_err(usage)?,
-                trust: Trust::load(&peer).map_err(usage)?,
-            };
-            let kind = match arguments.transport {
-                TransportChoice::Auto => TransportKind::Auto,
-                TransportChoice::Quic => TransportKind::Quic,
-                TransportChoice::Tcp => TransportKind::Tcp,
-            };
-            Ok(Connector::Remote { address, credentials: Box::new(credentials), kind })
-        }
-    }
+        RepositoryAddress::Remote(address) => address,
+    };
+    let file = |file: &Option<std::path::PathBuf>, option: &str, what: &str| {
+        file.clone().ok_or_else(|| usage(format!("gantry:// needs {option} FILE: {what}")))
+    };
+    let identity = file(
+        &access.identity,
+        "--identity",
+        "this mover's identity, made by 'gantry-mover identity create FILE'",
+    )?;
+    let peer = file(
+        &access.peer,
+        "--peer",
+        "the pin that 'gantry-mover identity show' prints on the repository host",
+    )?;
+    let credentials = Credentials {
+        identity: Identity::load(&identity).map_err(usage)?,
+        trust: Trust::load(&peer).map_err(usage)?,
+    };
+    let kind = match access.transport {
+        TransportChoice::Auto => TransportKind::Auto,
+        TransportChoice::Quic => TransportKind::Quic,
+        TransportChoice::Tcp => TransportKind::Tcp,
+    };
+    Ok(Connector::Remote { address, credentials: Box::new(credentials), kind })
 }
 
 /// Reads a file of the person's, with its name in the error.

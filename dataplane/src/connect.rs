@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::host::random;
 use crate::repository::Repository;
 use crate::restore::PackFiles;
+use crate::store::error::StoreError;
 use crate::store::reader::StoreReader;
 use crate::store::service::StoreService;
 use crate::store::storage::kernel::KernelStorage;
@@ -94,17 +95,17 @@ impl Connector {
         }
     }
 
-    /// The points of `name`, or of every VM if it is empty.
+    /// The points of `name`, or of every VM if it is empty; the `deleted` ones, or the others.
     ///
     /// # Errors
     /// Connection, refusal or repository.
-    pub async fn list(&self, name: &str) -> Result<Vec<PointSummary>, Failure> {
+    pub async fn list(&self, name: &str, deleted: bool) -> Result<Vec<PointSummary>, Failure> {
         let (mut connection, _) = self.connect().await.map_err(Failure::from)?;
         let hello = ToTarget::Hello {
             protocol: PROTOCOL,
             software: concat!("gantry-mover ", env!("CARGO_PKG_VERSION")).to_owned(),
             session: SessionId(random()?),
-            intent: Intent::List { name: name.to_owned() },
+            intent: Intent::List { name: name.to_owned(), deleted },
             ticket: None,
         };
         let sent = connection.sender.send_control(OutFrame::message(&hello)).await;
@@ -143,13 +144,32 @@ impl LocalRepository {
     /// # Errors
     /// `Target`: no repository there, damaged, or in use by another mover.
     pub fn open(dir: &Path) -> Result<LocalRepository, Failure> {
-        let service = StoreService::spawn(dir, Vec::new()).map_err(Failure::from)?;
+        LocalRepository::serve_store(StoreService::spawn(dir, Vec::new())?)
+    }
+
+    fn serve_store(service: StoreService) -> Result<LocalRepository, Failure> {
         let (files, tickets) = (PackFiles::start()?, TicketKey::random().map_err(Failure::from)?);
         let handle = service.handle();
         LocalRepository::serve(
             move || Repository::new(handle, files, tickets, false),
             move || service.shut_down(),
         )
+    }
+
+    /// Opens the folder to verify it: as [`LocalRepository::open`] where that is possible, so that
+    /// packs which a killed mover left open are sealed and damage is remembered; else only to read.
+    ///
+    /// # Errors
+    /// As [`LocalRepository::open`].
+    pub fn open_if_possible(dir: &Path) -> Result<LocalRepository, Failure> {
+        match StoreService::spawn(dir, Vec::new()) {
+            Ok(service) => LocalRepository::serve_store(service),
+            Err(error @ (StoreError::Locked { .. } | StoreError::Usage(_))) => Err(error.into()),
+            Err(error) => {
+                tracing::warn!("opened for reading only: {error}");
+                LocalRepository::open_read_only(dir)
+            }
+        }
     }
 
     /// Opens the folder to restore and list; others may do so at the same time, and it may be

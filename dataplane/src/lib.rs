@@ -20,6 +20,7 @@ pub mod transport;
 pub mod stats;
 pub mod host;
 pub mod connect;
+pub mod manage;
 pub mod backup;
 pub mod serve;
 pub mod cli;

@@ -4,6 +4,7 @@
 //! nothing is read or written for a peer before its `Hello` was checked: protocol, ticket, scope.
 //! A session that is known here is continued only by who shows its ticket.
 
+mod manage;
 mod successor;
 
 use std::cell::RefCell;
@@ -48,6 +49,7 @@ pub struct Repository {
     tickets: TicketKey,
     tickets_required: bool,
     sessions: RefCell<HashMap<SessionId, Running>>,
+    maintenance: RefCell<Option<manage::Maintenance>>,
 }
 
 /// A session that has a driver: the way to it, and its buffers, which outlive a connection.
@@ -70,15 +72,30 @@ impl Repository {
         tickets_required: bool,
     ) -> Rc<Repository> {
         let reader = store.reader().clone();
-        let sessions = RefCell::default();
-        let store = Some(store);
-        Rc::new(Repository { store, reader, files, tickets, tickets_required, sessions })
+        let (store, sessions, maintenance) = (Some(store), RefCell::default(), RefCell::default());
+        Rc::new(Repository {
+            store,
+            reader,
+            files,
+            tickets,
+            tickets_required,
+            sessions,
+            maintenance,
+        })
     }
 
     /// A service that restores and lists only.
     pub fn read_only(reader: StoreReader, files: PackFiles, tickets: TicketKey) -> Rc<Repository> {
-        let (store, sessions) = (None, RefCell::default());
-        Rc::new(Repository { store, reader, files, tickets, tickets_required: false, sessions })
+        let (sessions, maintenance) = (RefCell::default(), RefCell::default());
+        Rc::new(Repository {
+            store: None,
+            reader,
+            files,
+            tickets,
+            tickets_required: false,
+            sessions,
+            maintenance,
+        })
     }
 
     /// Ends every session's connection with this reason; what they brought stays durable, and
@@ -86,6 +103,9 @@ impl Repository {
     pub fn stop(&self, why: &str) {
         for running in self.sessions.borrow().values() {
             running.frames.close(CloseReason::Failed(why.to_owned()));
+        }
+        if let Some(running) = &*self.maintenance.borrow() {
+            running.stop(why);
         }
     }
 
@@ -139,8 +159,12 @@ impl Repository {
                     tracing::warn!("restore ended: {failure}");
                 }
             }
-            Intent::List { name } => {
-                self.list(connection, &name, repository, id_key).await;
+            Intent::List { name, deleted } => {
+                self.list(connection, name, deleted, repository, id_key).await;
+            }
+            Intent::Manage(request) => {
+                let welcome = ToSource::Welcome { repository, id_key, ticket, credit: 0 };
+                self.manage(connection, request, &welcome).await;
             }
         }
         Ok(())
@@ -158,7 +182,10 @@ impl Repository {
         let (name, rights) = match &hello.intent {
             Intent::Backup(offer) => (offer.name.clone(), Rights::BACKUP),
             Intent::Restore(offer) => (offer.name.clone(), Rights::RESTORE),
-            Intent::List { name } => (name.clone(), Rights::RESTORE),
+            Intent::List { name, .. } => (name.clone(), Rights::RESTORE),
+            Intent::Manage(request) => {
+                (request.name().unwrap_or_default().to_owned(), Rights::MANAGE)
+            }
         };
         let now_ms = now_ms();
         let known = self.sessions.borrow().contains_key(&hello.session);
@@ -244,15 +271,25 @@ impl Repository {
     async fn list(
         &self,
         connection: Connection,
-        name: &str,
+        name: String,
+        deleted: bool,
         repository: RepositoryId,
         id_key: IdKey,
     ) {
         let welcome = ToSource::Welcome { repository, id_key, ticket: None, credit: 0 };
         let mut messages = vec![welcome];
-        let filter = (!name.is_empty()).then_some(name);
-        match admin::list(&self.reader, filter) {
-            Err(error) => messages.push(ToSource::Failed { task: None, failure: error.into() }),
+        let reader = self.reader.clone();
+        let listed = off_this_thread(move || {
+            let filter = (!name.is_empty()).then_some(name.as_str());
+            let lines = if deleted {
+                admin::list_deleted(&reader, filter)
+            } else {
+                admin::list(&reader, filter)
+            };
+            lines.map_err(Failure::from)
+        });
+        match listed.await {
+            Err(failure) => messages.push(ToSource::Failed { task: None, failure }),
             Ok(lines) => {
                 let points: Vec<_> = lines.into_iter().filter_map(|line| line.summary).collect();
                 let mut pages = points.chunks(POINTS_A_PAGE).peekable();
@@ -272,6 +309,17 @@ impl Repository {
         }
         let _ = connection.sender.finish().await;
     }
+}
+
+/// Runs what reads files on a thread of its own, so that other connections go on.
+async fn off_this_thread<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| {
+        let text =
+            format!("the repository's work ended by an internal error: {error}; see its log");
+        Err(Failure::new(FailureKind::Internal, text))
+    })
 }
 
 struct Hello {

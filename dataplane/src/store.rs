@@ -34,4 +34,5 @@ pub mod reader;
 pub mod verify;
 pub mod repair;
 pub mod service;
+pub mod stat;
 pub mod admin;

@@ -87,6 +87,19 @@ impl Site {
         ids(&listed)
     }
 
+    /// Runs `gantry-mover` with these arguments and the source's credentials, for `gantry://`.
+    pub fn run_as_source<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Outcome {
+        self.run_as(&self.source, arguments)
+    }
+
+    /// Runs `gantry-mover` with these arguments and a party's credentials.
+    pub fn run_as<S: AsRef<std::ffi::OsStr>>(&self, party: &Party, arguments: &[S]) -> Outcome {
+        let mut command = Command::new(mover());
+        command.args(arguments).arg("--identity").arg(&party.identity);
+        command.arg("--peer").arg(&party.trust);
+        Running::start(self.scratch.path(), &mut command).wait()
+    }
+
     /// Starts the repository mover on a port of its own.
     pub fn serve(&self) -> Server {
         self.serve_at(free_port())
@@ -196,8 +209,9 @@ impl Server {
     }
 }
 
+/// Ids of listed points, in their order.
 #[track_caller]
-fn ids(listed: &Value) -> Vec<String> {
+pub fn ids(listed: &Value) -> Vec<String> {
     let points = listed.as_array().expect("a list of points");
     let id = |point: &Value| point["point"].as_str().expect("a point has an id").to_owned();
     points.iter().map(id).collect()

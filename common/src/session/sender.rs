@@ -256,6 +256,8 @@ impl<P> Sender<P> {
             | ToSource::Block { .. }
             | ToSource::Zeros { .. }
             | ToSource::ReadDone { .. }
+            | ToSource::Progress { .. }
+            | ToSource::Report { .. }
             | ToSource::Points { .. } => out_of_turn("a frame of a restore", "in a backup"),
         }
     }

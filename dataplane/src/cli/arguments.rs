@@ -6,7 +6,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gantry_common::ids::PointId;
+use gantry_common::manage::Retention;
 use gantry_common::units::{BlockSize, Compression, Rate};
+
+mod point;
+mod repo;
+
+pub use self::point::{NamedPoints, PointCommand, PruneArguments};
+pub use self::repo::{FolderArguments, GcArguments, RepoArguments, RepoCommand, VerifyArguments};
 
 /// Gantry's data mover: backs up disks to a repository and brings them back.
 ///
@@ -31,13 +38,13 @@ pub enum Command {
     Backup(Box<BackupArguments>),
     /// Bring a disk of a restore point back.
     Restore(RestoreArguments),
-    /// Look after a repository folder: init, list, show, verify, stat, rebuild-index.
+    /// Look after a repository: init, list, show, verify, gc, stat, rebuild-index.
     Repo {
         /// What to do.
         #[command(subcommand)]
         command: RepoCommand,
     },
-    /// List restore points, also of a repository on another host.
+    /// List, delete, bring back, protect and prune restore points.
     Point {
         /// What to do.
         #[command(subcommand)]
@@ -63,6 +70,17 @@ pub struct RepositoryArguments {
     /// Repository: a folder, or gantry://HOST:PORT of a repository mover.
     #[arg(long, value_name = "DIR|gantry://HOST:PORT")]
     pub repo: String,
+    /// How to be let in.
+    #[command(flatten)]
+    pub access: AccessArguments,
+    /// How long to go on reconnecting after the connection is lost, in seconds.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub reconnect: u64,
+}
+
+/// How to be let in to a repository mover.
+#[derive(Debug, Clone, Args)]
+pub struct AccessArguments {
     /// This mover's identity file (see `identity create`); needed for gantry://.
     #[arg(long)]
     pub identity: Option<PathBuf>,
@@ -72,9 +90,48 @@ pub struct RepositoryArguments {
     /// Which transport to take to a gantry:// repository.
     #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
     pub transport: TransportChoice,
-    /// How long to go on reconnecting after the connection is lost, in seconds.
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub reconnect: u64,
+}
+
+/// Which points to keep; the others are deleted (undoable until `repo gc`).
+#[derive(Debug, Clone, Args)]
+pub struct RetentionArguments {
+    /// Keep points younger than this many days.
+    #[arg(long, value_name = "DAYS")]
+    pub keep_days: Option<u32>,
+    /// Keep at least this many of the newest points, whatever their age.
+    #[arg(long, value_name = "POINTS")]
+    pub keep_min: Option<u32>,
+    /// Keep the first point of each of this many weeks. Points are flagged when they are made, by a
+    /// backup that was told so.
+    #[arg(long, value_name = "WEEKS")]
+    pub keep_weekly: Option<u32>,
+    /// The same by month.
+    #[arg(long, value_name = "MONTHS")]
+    pub keep_monthly: Option<u32>,
+    /// The same by year.
+    #[arg(long, value_name = "YEARS")]
+    pub keep_yearly: Option<u32>,
+}
+
+impl RetentionArguments {
+    /// The policy; nothing if no rule is given.
+    ///
+    /// # Errors
+    /// Rules of zero only would keep nothing but one point.
+    pub fn retention(&self) -> Result<Option<Retention>, String> {
+        let rules =
+            [self.keep_days, self.keep_min, self.keep_weekly, self.keep_monthly, self.keep_yearly];
+        if rules.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let [days, points_min, weekly, monthly, yearly] = rules.map(Option::unwrap_or_default);
+        let retention = Retention { days, points_min, weekly, monthly, yearly };
+        if retention.has_rule() {
+            return Ok(Some(retention));
+        }
+        Err("rules of 0 would keep the newest point only: if that is meant, say --keep-min 1"
+            .into())
+    }
 }
 
 /// Transport to the repository mover.
@@ -115,6 +172,9 @@ pub struct BackupArguments {
     /// source and in their order. Without it everything is read and compared.
     #[arg(long, value_name = "FILE", requires = "base")]
     pub changed_extents: Vec<PathBuf>,
+    /// What the repository keeps of this VM once the new point is committed.
+    #[command(flatten)]
+    pub retention: RetentionArguments,
     /// Read and send everything that the repository does not know, whatever the base.
     #[arg(long, conflicts_with_all = ["base", "changed_extents"])]
     pub full: bool,
@@ -190,67 +250,6 @@ fn parse_point(text: &str) -> Result<PointChoice, String> {
             .map(|point| PointChoice(Some(point)))
             .map_err(|error| format!("{error}; or 'latest'")),
     }
-}
-
-/// Commands of `repo`.
-#[derive(Debug, Subcommand)]
-pub enum RepoCommand {
-    /// Make an empty repository in a new or empty folder.
-    Init(FolderArguments),
-    /// List all restore points.
-    List(FolderArguments),
-    /// Show one point in full.
-    Show {
-        /// Folder and form.
-        #[command(flatten)]
-        folder: FolderArguments,
-        /// The point's id.
-        point: PointId,
-    },
-    /// Read everything and check it; name what is damaged.
-    Verify(FolderArguments),
-    /// Save what can be saved of a damaged repository that no mover serves: write damaged copies,
-    /// headers and footers anew, let second copies serve, build lost maps again from records.
-    /// Names what stays lost.
-    Repair {
-        /// Folder and form.
-        #[command(flatten)]
-        folder: FolderArguments,
-        /// Only say what would be done.
-        #[arg(long)]
-        dry_run: bool,
-    },
-    /// Sizes, ratios and counts.
-    Stat(FolderArguments),
-    /// Build the index anew from the packs.
-    RebuildIndex(FolderArguments),
-}
-
-/// A repository folder and the form of the answer.
-#[derive(Debug, Args)]
-pub struct FolderArguments {
-    /// The repository's folder.
-    pub dir: PathBuf,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Commands of `point`.
-#[derive(Debug, Subcommand)]
-pub enum PointCommand {
-    /// List the points of a VM, oldest first.
-    List {
-        /// The repository.
-        #[command(flatten)]
-        repository: RepositoryArguments,
-        /// Name of the VM; all VMs without it.
-        #[arg(long, default_value = "")]
-        name: String,
-        /// Print one JSON object.
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 /// Commands of `identity`.

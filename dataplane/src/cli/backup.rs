@@ -8,10 +8,11 @@ use gantry_common::extents::Extent;
 use gantry_common::failure::Failure;
 use gantry_common::limits::NAME_BYTES_MAX;
 use gantry_common::units::{Rate, format_bytes};
+use gantry_common::wire::is_name;
 
 use super::arguments::BackupArguments;
 use super::display::Bars;
-use super::{connector, read_text, runtime, say, say_json, usage};
+use super::{Use, connector, read_text, runtime, say, say_json, usage};
 use crate::backup::{self, BackupOptions, BackupReport, BackupSource};
 use crate::host;
 use crate::transport::Pacer;
@@ -27,7 +28,8 @@ pub(super) fn run(arguments: BackupArguments) -> Result<(), Failure> {
     };
     let pacer = Pacer::unlimited();
     pacer.set_rate(rate.and_then(|rate| NonZeroU64::new(rate.bytes_per_second)));
-    let connector = connector(&arguments.repository, true)?;
+    let connector =
+        connector(&arguments.repository.repo, &arguments.repository.access, Use::Write)?;
     let runtime = runtime()?;
     let report = runtime.block_on(async {
         if let Some(file) = arguments.rate_file.clone() {
@@ -45,8 +47,7 @@ pub(super) fn run(arguments: BackupArguments) -> Result<(), Failure> {
 fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
     let sources = arguments.sources.len();
     for text in arguments.disk_ids.iter().chain([&arguments.name]) {
-        let fits = (1..=NAME_BYTES_MAX).contains(&text.len());
-        if !fits || text.chars().any(char::is_control) {
+        if !is_name(text) {
             return Err(usage(format!(
                 "--name and --disk-id take 1 to {NAME_BYTES_MAX} bytes without control characters"
             )));
@@ -81,7 +82,7 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
         sources: list,
         base: arguments.base,
         full: arguments.full,
-        retention: None,
+        retention: arguments.retention.retention().map_err(usage)?,
         snapshot: arguments.snapshot.clone(),
         block_size: arguments.block_size,
         compression: arguments.compression,

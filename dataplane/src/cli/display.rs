@@ -49,6 +49,41 @@ impl Bars {
     }
 }
 
+/// The line of a maintenance job; none if standard error is no terminal.
+pub struct JobLine {
+    bar: Option<ProgressBar>,
+}
+
+impl JobLine {
+    /// Nothing is shown before the first call of [`JobLine::show`].
+    pub fn new() -> JobLine {
+        let style = ProgressStyle::with_template("{msg:24!} {bar:28} {percent:>3} %  ETA {eta}");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0).with_style(style));
+        JobLine { bar }
+    }
+
+    /// Shows how far the job is.
+    pub fn show(&self, phase: &str, done: u64, total: u64) {
+        if let Some(bar) = &self.bar {
+            if bar.message() != phase {
+                bar.reset();
+                bar.set_message(phase.to_owned());
+            }
+            bar.set_length(total);
+            bar.set_position(done.min(total));
+        }
+    }
+}
+
+impl Drop for JobLine {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 impl Drop for Bars {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);

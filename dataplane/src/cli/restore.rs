@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::arguments::RestoreArguments;
 use super::display::Bars;
-use super::{connector, runtime, say_json, usage};
+use super::{Use, connector, runtime, say_json, usage};
 use crate::restore::{
     Destination, Progress, RestoreOptions, RestoreReport, RestoreRequest, restore, verify_against,
 };
@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &RestoreArguments) -> Result<(), Failure> {
     if to_stdout && arguments.json {
         return Err(usage("--json and --to - would share standard output: take --to PATH"));
     }
-    let connector = connector(&arguments.repository, false)?;
+    let connector = connector(&arguments.repository.repo, &arguments.repository.access, Use::Read)?;
     let offer = RestoreOffer {
         name: arguments.name.clone(),
         point: arguments.point.0,

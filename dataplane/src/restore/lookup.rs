@@ -105,6 +105,12 @@ pub(super) fn look_up(
 fn open_point(store: &StoreReader, offer: &RestoreOffer) -> Result<Manifest, Failure> {
     let RestoreOffer { name, point, disk } = offer;
     let points = store.points(name)?;
+    if let Some(point) = point
+        && store.is_deleted(name, *point)?
+    {
+        // Its own error says what to do.
+        store.manifest(name, Some(*point))?;
+    }
     let usage = |text: String| Failure::new(FailureKind::Usage, text);
     if points.is_empty() {
         let names = store.names()?;

@@ -12,7 +12,7 @@ use super::engine::{DIRS, Store, take_lock};
 use super::error::StoreError;
 use super::layout::{INDEX, INDEX_DIR, SUPERBLOCKS};
 use super::manifest::Manifest;
-use super::reader::StoreReader;
+use super::reader::{ListedPoint, StoreReader};
 use super::storage::Storage;
 use super::storage::kernel::KernelStorage;
 use super::superblock::Superblock;
@@ -39,33 +39,6 @@ pub struct PointLine {
     pub bytes_stored: u64,
     /// Why its manifest cannot be read.
     pub unreadable: Option<String>,
-}
-
-/// What a repository holds.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct RepoStat {
-    /// Its id.
-    pub repository: String,
-    /// Names with points.
-    pub names: u64,
-    /// Restore points.
-    pub points: u64,
-    /// Bytes of all disks of all points: what restoring everything would give.
-    pub bytes_protected: u64,
-    /// Pack files.
-    pub packs: u64,
-    /// Blocks in them.
-    pub blocks: u64,
-    /// Map nodes in them.
-    pub nodes: u64,
-    /// Bytes of the pack files.
-    pub bytes_stored: u64,
-    /// Bytes of their blocks when decoded.
-    pub bytes_raw: u64,
-    /// Bytes free on the file system.
-    pub bytes_free: u64,
-    /// For a person.
-    pub notes: Vec<String>,
 }
 
 /// What rebuilding the index did.
@@ -141,23 +114,42 @@ pub fn list<S: Storage>(
         Some(name) => reader.points(name)?,
         None => reader.all_points()?,
     };
-    let line = |listed: super::reader::ListedPoint| match listed.manifest {
+    Ok(points.into_iter().map(|listed| line(listed, name)).collect())
+}
+
+/// As [`list`], those that were deleted since the last collection.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_deleted<S: Storage>(
+    reader: &StoreReader<S>,
+    name: Option<&str>,
+) -> Result<Vec<PointLine>, StoreError> {
+    let points = match name {
+        Some(name) => reader.deleted_points(name)?,
+        None => reader.all_deleted_points()?,
+    };
+    Ok(points.into_iter().map(|listed| line(listed, name)).collect())
+}
+
+fn line(listed: ListedPoint, name: Option<&str>) -> PointLine {
+    let point = listed.point.to_string();
+    match listed.manifest {
         Ok(manifest) => PointLine {
             name: manifest.name.clone(),
-            point: listed.point.to_string(),
-            summary: Some(manifest.summary()),
+            point,
+            summary: Some(PointSummary { is_deleted: listed.is_deleted, ..manifest.summary() }),
             bytes_stored: manifest.disks.iter().map(|disk| disk.bytes_stored).sum(),
             unreadable: None,
         },
         Err(error) => PointLine {
             name: name.unwrap_or("?").to_owned(),
-            point: listed.point.to_string(),
+            point,
             summary: None,
             bytes_stored: 0,
             unreadable: Some(error.to_string()),
         },
-    };
-    Ok(points.into_iter().map(line).collect())
+    }
 }
 
 /// Everything that a point's manifest says; the newest point without an id.
@@ -170,38 +162,6 @@ pub fn show<S: Storage>(
     point: Option<PointId>,
 ) -> Result<Manifest, StoreError> {
     reader.manifest(name, point)
-}
-
-/// Counts what the repository holds, without reading packs.
-///
-/// # Errors
-/// [`StoreError`] of the folder.
-pub fn stat<S: Storage>(reader: &StoreReader<S>) -> Result<RepoStat, StoreError> {
-    let repo = reader.repo();
-    let mut stat = RepoStat { repository: repo.repository().to_string(), ..RepoStat::default() };
-    stat.names = reader.names()?.len() as u64;
-    for listed in reader.all_points()? {
-        stat.points += 1;
-        match listed.manifest {
-            Ok(manifest) => {
-                let bytes: u64 = manifest.disks.iter().map(|disk| disk.size_bytes).sum();
-                stat.bytes_protected += bytes;
-            }
-            Err(error) => stat.notes.push(error.to_string()),
-        }
-    }
-    for row in repo.packs().values() {
-        stat.packs += 1;
-        stat.blocks += u64::from(row.blocks);
-        stat.nodes += u64::from(row.nodes);
-        stat.bytes_stored += row.file_bytes;
-        stat.bytes_raw += row.raw_bytes;
-    }
-    stat.bytes_free = repo
-        .storage
-        .free_bytes()
-        .map_err(|source| StoreError::io("measure", repo.storage.place(""), source))?;
-    Ok(stat)
 }
 
 /// Throws the index away and builds it again from the packs.

@@ -205,13 +205,22 @@ impl<S: Storage> StoreReader<S> {
         if let Some(manifest) = Manifest::find(storage, name, point, self.repo.repository())? {
             return Ok(manifest);
         }
-        if list_files(storage, &points_dir(name), PointFile::Deleted)?.contains(&point) {
+        if self.is_deleted(name, point)? {
             return Err(StoreError::Usage(format!(
                 "restore point {point} of '{name}' is deleted: bring it back with point undelete, \
                  which works until the next repo gc"
             )));
         }
         Err(StoreError::Usage(format!("'{name}' has no restore point {point}")))
+    }
+
+    /// Whether a point is deleted and can still be brought back.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn is_deleted(&self, name: &str, point: PointId) -> Result<bool, StoreError> {
+        let dir = points_dir(name);
+        Ok(list_files(&self.repo.storage, &dir, PointFile::Deleted)?.contains(&point))
     }
 
     /// What is wrong with the second copy of a listed point's manifest; nothing if it is whole.

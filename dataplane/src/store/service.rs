@@ -29,6 +29,9 @@ use crate::payload::Payload;
 /// Takes a session's reports; called on the store's thread, so it must not block.
 pub type OnReport = Box<dyn Fn(StoreReport) + Send>;
 
+/// A piece of work on the store, such as deleting points: short, because backups wait meanwhile.
+type Act = Box<dyn FnOnce(&mut Store<KernelStorage>) + Send>;
+
 /// Commands taken in before completions are looked at again.
 const COMMANDS_AT_ONCE: usize = 64;
 
@@ -37,6 +40,7 @@ enum Message {
     Subscribe(SessionId, OnReport),
     Unsubscribe(SessionId),
     Checked(Check, Option<Finding>),
+    Run(Act),
     Stop,
 }
 
@@ -145,6 +149,20 @@ impl StoreHandle {
     /// [`StoreGone`].
     pub fn submit(&self, command: StoreCommand<Payload>) -> Result<(), StoreGone> {
         self.send(Message::Command(command))
+    }
+
+    /// Runs a short piece of work on the store's own thread, between commands.
+    ///
+    /// # Errors
+    /// [`StoreGone`].
+    pub async fn run<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut Store<KernelStorage>) -> T + Send + 'static,
+    ) -> Result<T, StoreGone> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        // Whoever asked may be gone by then.
+        self.send(Message::Run(Box::new(move |store| drop(answer.send(act(store))))))?;
+        answered.await.map_err(|_| StoreGone)
     }
 
     /// Lets `on_report` have this session's reports from now on, in place of an earlier subscriber.
@@ -265,6 +283,7 @@ impl Runner {
                     self.deliver();
                     self.subscribers.remove(&session);
                 }
+                Message::Run(act) => act(&mut self.store),
                 Message::Checked(check, Some(finding)) => {
                     self.store.handle_checked(&check, finding == Finding::Good);
                 }

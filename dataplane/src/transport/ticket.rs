@@ -21,7 +21,7 @@ const MAC_BYTES: usize = blake3::OUT_LEN;
 /// Longest ticket: a name and a few ids.
 const TICKET_BYTES_MAX: usize = limits::NAME_BYTES_MAX + 256;
 /// Binds the key to this use and this form of [`Ticket`]; a new form gets a new context.
-const CONTEXT: &str = "gantry 2026 session ticket 1";
+const CONTEXT: &str = "gantry 2026 session ticket 2";
 
 /// What a ticket allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,17 +30,23 @@ pub struct Rights {
     pub backup: bool,
     /// To list and read them.
     pub restore: bool,
+    /// To look after the repository: delete points, collect, verify.
+    pub manage: bool,
 }
 
 impl Rights {
     /// Bringing in only.
-    pub const BACKUP: Rights = Rights { backup: true, restore: false };
+    pub const BACKUP: Rights = Rights { backup: true, restore: false, manage: false };
     /// Reading only.
-    pub const RESTORE: Rights = Rights { backup: false, restore: true };
+    pub const RESTORE: Rights = Rights { backup: false, restore: true, manage: false };
+    /// Looking after the repository only.
+    pub const MANAGE: Rights = Rights { backup: false, restore: false, manage: true };
 
     /// Whether all of `wanted` is allowed.
     pub fn allow(self, wanted: Rights) -> bool {
-        (self.backup || !wanted.backup) && (self.restore || !wanted.restore)
+        (self.backup || !wanted.backup)
+            && (self.restore || !wanted.restore)
+            && (self.manage || !wanted.manage)
     }
 }
 
@@ -53,7 +59,7 @@ pub struct Ticket {
     pub repository: RepositoryId,
     /// Whose ticket it is.
     pub peer: PeerId,
-    /// The VM's name whose points it is about.
+    /// The VM's name whose points it is about; empty where it is about all.
     pub name: String,
     /// For what.
     pub rights: Rights,
@@ -254,7 +260,11 @@ fn covers(
         return Err(TicketError::OtherName { name: ticket.name.clone() });
     }
     if !ticket.rights.allow(claim.rights) {
-        let what = if claim.rights.backup && !ticket.rights.backup { "back up" } else { "restore" };
+        let what = match (claim.rights, ticket.rights) {
+            (Rights { backup: true, .. }, Rights { backup: false, .. }) => "back up",
+            (Rights { manage: true, .. }, Rights { manage: false, .. }) => "manage the repository",
+            _ => "restore",
+        };
         return Err(TicketError::NotAllowed { what });
     }
     if revoked.sessions.contains(&session) || revoked.peers.contains(&ticket.peer) {
@@ -317,6 +327,9 @@ mod tests {
         assert_eq!(check(&other, NOW_MS), Err(TicketError::OtherName { name }));
         let other = Claim { rights: Rights::RESTORE, ..claim() };
         let what = "restore";
+        assert_eq!(check(&other, NOW_MS), Err(TicketError::NotAllowed { what }));
+        let other = Claim { rights: Rights::MANAGE, ..claim() };
+        let what = "manage the repository";
         assert_eq!(check(&other, NOW_MS), Err(TicketError::NotAllowed { what }));
     }
 
