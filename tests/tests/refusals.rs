@@ -158,7 +158,7 @@ fn hostile_frames_hurt_nobody_else() {
                 talk(async {
                     let mut link = connect(&server, &site.source, transport).await.unwrap();
                     if greets {
-                        let session = seed as u8 ^ kind;
+                        let session = (seed as u8).wrapping_mul(16) ^ kind;
                         // A VM each: one that still has a session is refused, which ends well.
                         let name = format!("hostile {seed} {kind}");
                         say(&link, &hello(session, &name, 8 * MIB)).await;

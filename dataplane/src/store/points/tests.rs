@@ -1,3 +1,5 @@
+//! Tests of points' files: rot in either, flags, deleting and purging with the power cut anywhere.
+
 use gantry_common::ids::SessionId;
 use gantry_common::units::Compression;
 
