@@ -94,6 +94,18 @@ pub const COLLECT_PUNCH_PARTS: u64 = 8;
 pub const COLLECT_REWRITE_LIVE_PERCENT: u64 = 25;
 /// As above, where files cannot have holes.
 pub const COLLECT_REWRITE_LIVE_PERCENT_WITHOUT_HOLES: u64 = 50;
+/// Bytes of the file that is given up on a full file system, so that it can be collected.
+pub const BALLAST_BYTES_MAX: u64 = 32 << 20;
+/// It is not made smaller than this.
+pub const BALLAST_BYTES_MIN: u64 = 1 << 20;
+/// It takes one part in so many of what is free, where that is less.
+pub const BALLAST_FREE_PARTS: u64 = 64;
+/// A collection gives it up if fewer bytes than this are free.
+pub const COLLECT_FREE_BYTES_MIN: u64 = 48 << 20;
+/// So does an opening, which needs less.
+pub const OPEN_FREE_BYTES_MIN: u64 = 4 << 20;
+/// Share of its time that a collection marks for while sessions are attached, percent.
+pub const COLLECT_DUTY_PERCENT: u32 = 15;
 /// Milliseconds between the steps of a collection while sessions are attached.
 pub const COLLECT_STEP_MS_MIN: u64 = 200;
 

@@ -28,6 +28,7 @@ pub mod points;
 pub mod pack;
 pub mod task;
 pub mod live_map;
+pub mod ballast;
 pub mod engine;
 pub mod checker;
 pub mod reader;

@@ -21,6 +21,8 @@ use crate::store::error::REMEDY_VERIFY;
 use crate::store::manifest::{DiskRecord, Manifest};
 use crate::store::reader::StoreReader;
 use crate::store::record::{RECORD_HEAD_BYTES, RecordHead, RecordKind, open_record};
+use crate::store::repo::ReadPin;
+use crate::store::storage::kernel::KernelStorage;
 
 /// Blocks that are sorted into pack order together.
 const PLAN_BLOCKS: u64 = 4 * NODE_CHILDREN;
@@ -63,6 +65,8 @@ struct Disk {
     record: DiskRecord,
     /// For messages.
     label: String,
+    /// Held for as long as reads are under way.
+    _pin: ReadPin<KernelStorage>,
 }
 
 /// The thread's whole life: opens the point, then answers requests until there are no more.
@@ -73,8 +77,8 @@ pub(super) fn look_up(
     requests: Receiver<Request>,
     found: UnboundedSender<Found>,
 ) {
-    let manifest = match open_point(&store, &offer) {
-        Ok(manifest) => manifest,
+    let (manifest, pin) = match open_point(&store, &offer) {
+        Ok(opened) => opened,
         Err(failure) => return drop(found.send(Found::Opened(Err(failure)))),
     };
     let record = manifest.disks[usize::from(offer.disk)].clone();
@@ -82,7 +86,7 @@ pub(super) fn look_up(
         "disk {} ({}) of {}, point {}",
         offer.disk, record.label, manifest.name, manifest.point
     );
-    let disk = Arc::new(Disk { store, record, label });
+    let disk = Arc::new(Disk { store, record, label, _pin: pin });
     let buffers = limits::RESTORE_POOL_BYTES / READ_BYTES_MAX;
     let pool = ReadPool::new(buffers, READ_BYTES_MAX)
         .map_err(|error| Failure::new(FailureKind::Internal, format!("no memory: {error}")));
@@ -102,7 +106,10 @@ pub(super) fn look_up(
 }
 
 /// The manifest, if it has the disk; else what there is instead.
-fn open_point(store: &StoreReader, offer: &RestoreOffer) -> Result<Manifest, Failure> {
+fn open_point(
+    store: &StoreReader,
+    offer: &RestoreOffer,
+) -> Result<(Manifest, ReadPin<KernelStorage>), Failure> {
     let RestoreOffer { name, point, disk } = offer;
     let points = store.points(name)?;
     if let Some(point) = point
@@ -124,9 +131,9 @@ fn open_point(store: &StoreReader, offer: &RestoreOffer) -> Result<Manifest, Fai
             listed(&newest)
         )));
     }
-    let manifest = store.manifest(name, *point)?;
+    let (manifest, pin) = store.open_point(name, *point)?;
     if usize::from(*disk) < manifest.disks.len() {
-        return Ok(manifest);
+        return Ok((manifest, pin));
     }
     let numbered = manifest.disks.iter().enumerate();
     let disks: Vec<String> =

@@ -22,6 +22,8 @@ pub const LOCK: &str = "lock";
 pub const EPOCH: &str = "epoch";
 /// What a collection is about to change.
 pub const COLLECT_INTENT: &str = "collect.intent";
+/// Space held back for collections on a full file system.
+pub const BALLAST: &str = "ballast";
 /// Folder of packs.
 pub const PACKS: &str = "packs";
 /// Folder of the index.

@@ -20,7 +20,7 @@ use super::map_tree::{TreeRoot, leaf_ids, node_id};
 use super::points::{copy_fault, read_point};
 use super::reconcile::{open_index, reconcile};
 use super::record::{RecordDecoder, RecordHead};
-use super::repo::Repo;
+use super::repo::{ReadPin, Repo};
 use super::storage::Storage;
 use super::storage::kernel::KernelStorage;
 use super::superblock::Superblock;
@@ -221,6 +221,27 @@ impl<S: Storage> StoreReader<S> {
     pub fn is_deleted(&self, name: &str, point: PointId) -> Result<bool, StoreError> {
         let dir = points_dir(name);
         Ok(list_files(&self.repo.storage, &dir, PointFile::Deleted)?.contains(&point))
+    }
+
+    /// As [`StoreReader::manifest`], with a pin: while it is held no collection gives the point's
+    /// blocks up, also if the point is deleted.
+    ///
+    /// # Errors
+    /// As [`StoreReader::manifest`].
+    pub fn open_point(
+        &self,
+        name: &str,
+        point: Option<PointId>,
+    ) -> Result<(Manifest, ReadPin<S>), StoreError> {
+        let newest = || list_points(&self.repo.storage, &points_dir(name)).map(|mut all| all.pop());
+        let point = match point {
+            Some(point) => point,
+            None => newest()?
+                .ok_or_else(|| StoreError::Usage(format!("'{name}' has no restore point")))?,
+        };
+        // The pin first: from the moment that its manifest is read, the point must stay.
+        let pin = self.repo.pin_point(name, point);
+        Ok((self.manifest(name, Some(point))?, pin))
     }
 
     /// What is wrong with the second copy of a listed point's manifest; nothing if it is whole.

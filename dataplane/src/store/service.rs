@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::{IdKey, RepositoryId, SessionId};
+use gantry_common::manage::CollectOptions;
 use gantry_common::session::store_port::{StoreCommand, StoreReport};
 use gantry_uring::buffer::BufferPool;
 
@@ -25,6 +26,11 @@ use super::reader::StoreReader;
 use super::storage::Wake;
 use super::storage::kernel::KernelStorage;
 use crate::payload::Payload;
+
+mod collect;
+
+pub use self::collect::{CollectEvent, OnCollect};
+use self::collect::{Collecting, Marked};
 
 /// Takes a session's reports; called on the store's thread, so it must not block.
 pub type OnReport = Box<dyn Fn(StoreReport) + Send>;
@@ -41,6 +47,9 @@ enum Message {
     Unsubscribe(SessionId),
     Checked(Check, Option<Finding>),
     Run(Act),
+    Collect(CollectOptions, OnCollect),
+    Marked(Marked),
+    CancelCollection,
     Stop,
 }
 
@@ -204,6 +213,9 @@ struct Runner {
     checks: Option<Sender<Check>>,
     checks_waiting: VecDeque<Check>,
     checker: Option<JoinHandle<()>>,
+    collecting: Collecting,
+    /// The way to this thread.
+    home: (Sender<Message>, Wake),
     started: Instant,
     stopping: bool,
 }
@@ -218,6 +230,7 @@ impl Runner {
     ) -> Runner {
         let (checks, to_check) = bounded::<Check>(CHECKS_MAX);
         let mut checker = Checker::new(Arc::clone(reader.repo()));
+        let home = (to_self.clone(), Arc::clone(&wake));
         reader.repo().inquiries.wake_with(Arc::clone(&wake));
         let run = move || {
             for check in to_check {
@@ -239,6 +252,8 @@ impl Runner {
             checks: checker.is_ok().then_some(checks),
             checks_waiting: VecDeque::new(),
             checker: checker.ok(),
+            collecting: Collecting::default(),
+            home,
             started: Instant::now(),
             stopping: false,
         }
@@ -251,6 +266,7 @@ impl Runner {
             }
             self.store.shut_down();
             self.deliver();
+            self.collecting.look(&mut self.store);
         }));
         if result.is_err() {
             let text = "the repository's store stopped after an internal error: see its log";
@@ -263,6 +279,7 @@ impl Runner {
         if let Some(checker) = self.checker.take() {
             let _ = checker.join();
         }
+        self.collecting.join();
     }
 
     fn now_ms(&self) -> u64 {
@@ -288,11 +305,19 @@ impl Runner {
                     self.store.handle_checked(&check, finding == Finding::Good);
                 }
                 Message::Checked(check, None) => self.store.abandon_check(&check),
+                Message::Collect(options, on_event) => {
+                    self.collecting.begin(&mut self.store, options, on_event, &self.home);
+                }
+                Message::Marked(marked) => {
+                    self.collecting.handle_marked(&mut self.store, marked, &self.home);
+                }
+                Message::CancelCollection => self.store.cancel_collection(),
                 Message::Stop => self.stopping = true,
             }
         }
         self.store.poll(now_ms);
         self.deliver();
+        self.collecting.look(&mut self.store);
         self.hand_out_checks();
         if self.inbox.is_empty() && !self.stopping {
             let deadline = self.store.next_deadline_ms();

@@ -23,6 +23,7 @@ use gantry_common::manage::{CollectOptions, CollectReport};
 use gantry_common::session::store_port::TaskKey;
 
 use super::Store;
+use crate::store::ballast;
 use crate::store::error::StoreError;
 use crate::store::index::Location;
 use crate::store::layout::{JOURNALS, journal_path};
@@ -152,7 +153,10 @@ impl<S: Storage> Store<S> {
         }
         self.collected = None;
         let storage = &self.repo.storage;
-        intent::finish(storage, self.repo.repository(), &self.repo.index)?;
+        if !options.dry_run {
+            ballast::give_up(storage, limits::COLLECT_FREE_BYTES_MIN)?;
+            intent::finish(storage, self.repo.repository(), &self.repo.index)?;
+        }
         if options.abandon_unfinished && !options.dry_run {
             self.abandon_unfinished()?;
         }
@@ -233,6 +237,11 @@ impl<S: Storage> Store<S> {
         self.collected.take()
     }
 
+    /// Whether backups are under way, to which a collection leaves the machine.
+    pub fn has_attached_sessions(&self) -> bool {
+        self.sessions.values().any(|session| session.is_attached)
+    }
+
     /// Whether a collection runs.
     pub fn is_collecting(&self) -> bool {
         self.collection.is_some()
@@ -254,11 +263,11 @@ impl<S: Storage> Store<S> {
 
     /// One step of giving back, if it is time.
     pub(super) fn advance_collection(&mut self) {
+        let is_busy = self.has_attached_sessions();
         let Some(collection) = &mut self.collection else { return };
         if collection.shared.is_stopped() {
             return self.stop_collection();
         }
-        let is_busy = self.sessions.values().any(|session| session.is_attached);
         if is_busy && self.now_ms < collection.next_step_ms {
             return;
         }

@@ -6,13 +6,14 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, unbounded};
 use gantry_common::extents::Run;
 use gantry_common::ids::{IdKey, PointId, SessionId, StoredChecksum};
+use gantry_common::manage::CollectOptions;
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
 use gantry_common::units::{BlockSize, Compression};
 use gantry_common::wire::{
     BaseChoice, BlockHead, Codec, DiskOffer, Mark, MarkKind, SessionOffer, TaskTotals,
 };
 
-use super::{StoreHandle, StoreService};
+use super::{CollectEvent, StoreHandle, StoreService};
 use crate::payload::PayloadPool;
 use crate::store::admin;
 use crate::store::reader::StoreReader;
@@ -208,4 +209,54 @@ fn append_speed() {
         "appended and committed {COUNT} MiB in {seconds:.2} s: {:.0} MiB/s",
         COUNT as f64 / seconds
     );
+}
+
+/// Collects on the service, and waits for the end.
+fn collect(handle: &StoreHandle) -> Result<gantry_common::manage::CollectReport, String> {
+    let (to, events) = unbounded();
+    handle.collect(CollectOptions::default(), Box::new(move |event| drop(to.send(event)))).unwrap();
+    loop {
+        match events.recv_timeout(Duration::from_secs(30)).unwrap() {
+            CollectEvent::Progress { done, total, .. } => assert!(done <= total),
+            CollectEvent::Done(report) => return Ok(report),
+            CollectEvent::Failed(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+#[test]
+fn a_collection_gives_space_back_beside_a_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("repo");
+    admin::init(&path, 1).unwrap();
+    let pool = PayloadPool::new(16, K256 as usize).unwrap();
+    let service = StoreService::spawn(&path, vec![pool.buffers().clone()]).unwrap();
+    let session = SessionId([1; 16]);
+    let source = Source::new(&service, pool.clone(), session);
+    source.wait(|report| matches!(report, StoreReport::TaskOpened { .. }).then_some(()));
+    (0..40).for_each(|block| source.append(block));
+    service.handle().submit(StoreCommand::Detach { session }).unwrap();
+    source.wait(|report| matches!(report, StoreReport::Detached { .. }).then_some(()));
+    let kept = collect(&service.handle()).unwrap();
+    assert_eq!((kept.records_live, kept.bytes_freed, kept.unfinished), (40, 0, 1), "{kept:?}");
+    // Another session takes the progress over while it is collected.
+    let next = SessionId([2; 16]);
+    let source = Source::new(&service, pool, next);
+    let during = collect(&service.handle()).unwrap();
+    assert_eq!(during.bytes_freed, 0, "{during:?}");
+    source.wait(|report| matches!(report, StoreReport::TaskOpened { .. }).then_some(()));
+    service.handle().submit(StoreCommand::Detach { session: next }).unwrap();
+    source.wait(|report| matches!(report, StoreReport::Detached { .. }).then_some(()));
+    let (to, events) = unbounded();
+    let options = CollectOptions { abandon_unfinished: true, ..CollectOptions::default() };
+    let on_event = Box::new(move |event| drop(to.send(event)));
+    service.handle().collect(options, on_event).unwrap();
+    let done = events.iter().find_map(|event| match event {
+        CollectEvent::Done(report) => Some(report),
+        CollectEvent::Failed(error) => panic!("{error}"),
+        CollectEvent::Progress { .. } => None,
+    });
+    let done = done.unwrap();
+    assert_eq!((done.records_dead, done.packs_removed), (40, 1), "{done:?}");
+    assert!(done.bytes_freed >= 40 * u64::from(K256), "{done:?}");
 }
