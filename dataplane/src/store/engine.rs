@@ -148,7 +148,9 @@ impl<S: Storage> Store<S> {
         let newest = packs_on_disk(&storage)?.last().map_or(0, |pack| pack.epoch());
         let epoch = next_epoch(&storage, newest)?;
         let index = open_index(&storage, &superblock, true, &mut notes)?;
-        if let Some(packs) = collect::intent::finish(&storage, superblock.repository, &index)? {
+        let finished = collect::intent::finish(&storage, superblock.repository, &index)?;
+        if !finished.is_empty() {
+            let packs = finished.len();
             notes.push(format!("a collection was interrupted: finished with {packs} packs"));
         }
         let (packs, reconciled) = reconcile(&storage, &superblock, &index, true)?;

@@ -10,6 +10,7 @@
 //! ```text
 //!  begin ──> Marking ──> Purging ──> Sweeping ──> report
 //!              │ marker: roots, trees, journals; new roots come through the grey queue
+//!              │                          └ any fault: Failed, which guards the intent
 //!              └ any fault: nothing is given back
 //! ```
 
@@ -109,6 +110,9 @@ enum Stage {
     Marking,
     Purging(VecDeque<PurgedDir>),
     Sweeping(Sweep),
+    /// It failed while giving back: its intent may stand and be carried out at the next opening,
+    /// so what was judged dead must stay unreferred to until then.
+    Failed,
 }
 
 /// The collection that runs.
@@ -145,18 +149,22 @@ impl<S: Storage> Store<S> {
     /// # Errors
     /// [`StoreError::Refused`] if one runs; whatever makes it impossible to tell what must stay.
     pub fn begin_collection(&mut self, options: CollectOptions) -> Result<Marker<S>, StoreError> {
-        if self.collection.is_some() {
+        if self.is_collecting() {
             return Err(StoreError::Refused(format!(
                 "a collection of repository {} is running already: wait for it",
                 self.repo.storage.place("")
             )));
         }
-        self.collected = None;
-        let storage = &self.repo.storage;
         if !options.dry_run {
-            ballast::give_up(storage, limits::COLLECT_FREE_BYTES_MIN)?;
-            intent::finish(storage, self.repo.repository(), &self.repo.index)?;
+            ballast::give_up(&self.repo.storage, limits::COLLECT_FREE_BYTES_MIN)?;
+            self.finish_failed_collection()?;
+        } else if self.collection.is_some() {
+            return Err(StoreError::Refused(format!(
+                "the last collection of repository {} failed half way: run one that is no dry run",
+                self.repo.storage.place("")
+            )));
         }
+        self.collected = None;
         if options.abandon_unfinished && !options.dry_run {
             self.abandon_unfinished()?;
         }
@@ -188,6 +196,22 @@ impl<S: Storage> Store<S> {
             marked_ms: self.now_ms,
         });
         Ok(marker)
+    }
+
+    /// Carries out the intent that a failed collection left. It holds still, because nothing has
+    /// come to refer to what it names.
+    fn finish_failed_collection(&mut self) -> Result<(), StoreError> {
+        if !matches!(self.collection, Some(Collection { stage: Stage::Failed, .. })) {
+            return Ok(());
+        }
+        let repo = &self.repo;
+        let packs = intent::finish(&repo.storage, repo.repository(), &repo.index)?;
+        let rows = repo.index.packs()?;
+        for pack in packs {
+            repo.set_pack_row(pack, rows.get(&pack).copied());
+        }
+        self.collection = None;
+        Ok(())
     }
 
     /// Takes a marker back that is done. It comes back if there is more to mark: roots that came
@@ -244,7 +268,7 @@ impl<S: Storage> Store<S> {
 
     /// Whether a collection runs.
     pub fn is_collecting(&self) -> bool {
-        self.collection.is_some()
+        !matches!(self.collection, None | Some(Collection { stage: Stage::Failed, .. }))
     }
 
     /// How far giving back is: packs looked at, packs there are. Nothing while marking.
@@ -258,13 +282,17 @@ impl<S: Storage> Store<S> {
     /// When the next step of giving back is due.
     pub(super) fn collection_due_ms(&self) -> Option<u64> {
         let collection = self.collection.as_ref()?;
-        (!matches!(collection.stage, Stage::Marking)).then_some(collection.next_step_ms)
+        (!matches!(collection.stage, Stage::Marking | Stage::Failed))
+            .then_some(collection.next_step_ms)
     }
 
     /// One step of giving back, if it is time.
     pub(super) fn advance_collection(&mut self) {
         let is_busy = self.has_attached_sessions();
         let Some(collection) = &mut self.collection else { return };
+        if matches!(collection.stage, Stage::Failed) {
+            return;
+        }
         if collection.shared.is_stopped() {
             return self.stop_collection();
         }
@@ -276,7 +304,7 @@ impl<S: Storage> Store<S> {
             collection.next_step_ms += limits::COLLECT_STEP_MS_MIN;
         }
         let done = match &mut collection.stage {
-            Stage::Marking => return,
+            Stage::Marking | Stage::Failed => return,
             Stage::Purging(dirs) => match dirs.pop_front() {
                 Some(dir) => dir.purge(&self.repo.storage, &mut collection.report).map(|()| false),
                 None => {
@@ -335,7 +363,12 @@ impl<S: Storage> Store<S> {
         }
         // Whoever still marks for it stops.
         collection.shared.stopped.store(true, Ordering::Release);
-        self.collected = Some(result.map(|()| collection.report));
+        let was_giving_back = matches!(collection.stage, Stage::Sweeping(_));
+        self.collected = Some(result.map(|()| collection.report.clone()));
+        if was_giving_back && matches!(self.collected, Some(Err(_))) {
+            collection.stage = Stage::Failed;
+            self.collection = Some(collection);
+        }
     }
 
     /// Gives up the journals of sessions that nobody works on.

@@ -111,8 +111,8 @@ fn read<S: Storage>(
     Ok(body.filter(|body| body.repository == repository).map(|body| body.packs))
 }
 
-/// Finishes what an interrupted collection had begun; before packs and index are compared. Says
-/// how many packs it was about, if there was anything.
+/// Finishes what an interrupted collection had begun; before packs and index are compared. Gives
+/// the packs that it was about.
 ///
 /// # Errors
 /// [`StoreError`]; the intent then stays, and may be finished later.
@@ -120,9 +120,9 @@ pub fn finish<S: Storage>(
     storage: &S,
     repository: RepositoryId,
     index: &Index,
-) -> Result<Option<usize>, StoreError> {
+) -> Result<Vec<PackNumber>, StoreError> {
     let Some(packs) = read(storage, repository)? else {
-        return remove(storage).map(|()| None);
+        return remove(storage).map(|()| Vec::new());
     };
     for intent in &packs {
         match &intent.footer {
@@ -130,7 +130,7 @@ pub fn finish<S: Storage>(
             Some(footer) => finish_footer(storage, intent.pack, footer, index)?,
         }
     }
-    remove(storage).map(|()| Some(packs.len()))
+    remove(storage).map(|()| packs.iter().map(|intent| intent.pack).collect())
 }
 
 fn finish_removal<S: Storage>(

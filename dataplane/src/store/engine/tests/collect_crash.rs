@@ -138,3 +138,45 @@ fn an_operation_that_fails_leaves_everything_that_is_needed() {
         }
     }
 }
+
+/// Found in review: an intent that outlived its collection's failure was carried out at the next
+/// opening, though backups had come to refer to what it names.
+#[test]
+fn a_collection_that_failed_takes_nothing_that_came_later() {
+    let begun = || {
+        let mut rig = Rig::on(prepared());
+        let marker = rig.begin();
+        rig.mark_all(marker);
+        rig
+    };
+    let mut whole = begun();
+    let before = whole.disk.operations();
+    whole.give_back().unwrap();
+    let (operations, mut later) = (whole.disk.operations() - before, 0);
+    assert!(operations > 30, "{operations}");
+    for at in 0..operations {
+        let mut rig = begun();
+        rig.disk.fail_at(rig.disk.operations() + at, 5);
+        let failed = rig.give_back().is_err();
+        rig.disk.end_faults();
+        // Everything that is dying comes again, as known blocks where that is answered.
+        let dying = Model::from([(0, 7), (1, 8), (2, 2), (3, 3), (4, 4)]);
+        let mut offer = offer("later", &[5 * K256]);
+        offer.created_ms = 7000;
+        let came = rig.backup(session(7), &offer, std::slice::from_ref(&dying));
+        if failed && at % 2 == 0 {
+            // A second collection in the same process, if it is let.
+            let _ = rig.try_collect(CollectOptions::default());
+        }
+        let Some((point, _)) = came else { continue };
+        later += u32::from(failed);
+        rig.check_point("later", point, std::slice::from_ref(&dying));
+        for disk in [rig.disk.after_kill(), rig.disk.after_power_loss()] {
+            let rig = Rig::on(disk);
+            rig.check_point("later", point, std::slice::from_ref(&dying));
+            let report = verify(&rig.store.reader()).unwrap();
+            assert!(report.is_clean(), "operation {at}: {report:?}");
+        }
+    }
+    assert!(later > 5, "only {later} backups came to an end after a failed collection");
+}
