@@ -15,6 +15,8 @@ pub const DISK_BYTES_MAX: u64 = 64 << 40;
 pub const SESSION_DISKS_MAX: usize = 256;
 /// Bytes of a VM's or a disk's name or identity.
 pub const NAME_BYTES_MAX: usize = 512;
+/// Points in one list, over all its pages.
+pub const LISTED_POINTS_MAX: usize = 1 << 20;
 /// Points in one management request.
 pub const MANAGE_POINTS_MAX: usize = 1024;
 /// Bytes of one page of a management report.

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::SessionId;
+use gantry_common::limits;
 use gantry_common::wire::{Intent, PROTOCOL, PointSummary, ToSource, ToTarget};
 use tokio::sync::mpsc;
 
@@ -119,6 +120,9 @@ impl Connector {
                 ToSource::Welcome { .. } => {}
                 ToSource::Points { points, more } => {
                     all.extend(points);
+                    if all.len() > limits::LISTED_POINTS_MAX {
+                        return Err(broken("a list beyond its limit: ask for one --name".into()));
+                    }
                     if !more {
                         return Ok(all);
                     }

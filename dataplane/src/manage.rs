@@ -45,10 +45,7 @@ impl Connector {
                 ToSource::Welcome { .. } => {}
                 ToSource::Progress { phase, done, total } => on_progress(&phase, done, total),
                 ToSource::Report { page, more } => {
-                    if report.len() + page.len() > limits::MANAGE_REPORT_BYTES_MAX {
-                        return Err(broken("a report beyond its limit"));
-                    }
-                    report.extend(page);
+                    take_page(&mut report, &page)?;
                     if !more {
                         connection.sender.close(CloseReason::Done);
                         let report = ManageReport::decode(&report);
@@ -64,6 +61,14 @@ impl Connector {
     }
 }
 
+fn take_page(report: &mut Vec<u8>, page: &[u8]) -> Result<(), Failure> {
+    if report.len() + page.len() > limits::MANAGE_REPORT_BYTES_MAX {
+        return Err(broken("a report beyond its limit"));
+    }
+    report.extend(page);
+    Ok(())
+}
+
 fn broken(what: impl std::fmt::Display) -> Failure {
     Failure::new(FailureKind::Network, format!("the repository's answer: {what}"))
 }
@@ -75,4 +80,18 @@ fn lost(error: TransportError) -> Failure {
         failure.message
     );
     Failure::new(failure.kind, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_without_end_is_refused() {
+        let page = vec![0; limits::MANAGE_PAGE_BYTES_MAX];
+        let mut report = Vec::new();
+        let pages = (0..).take_while(|_| take_page(&mut report, &page).is_ok()).count();
+        assert_eq!(pages * page.len(), limits::MANAGE_REPORT_BYTES_MAX);
+        assert!(take_page(&mut report, &[1]).is_err());
+    }
 }

@@ -30,7 +30,7 @@ use crate::store::reader::StoreReader;
 use crate::store::service::StoreHandle;
 use crate::transport::{
     Claim, CloseReason, Connection, FrameSender, OutFrame, PeerInfo, Revoked, Rights, Ticket,
-    TicketKey,
+    TicketKey, Trust,
 };
 
 /// How long a peer may take to say `Hello`.
@@ -50,6 +50,8 @@ pub struct Repository {
     tickets_required: bool,
     sessions: RefCell<HashMap<SessionId, Running>>,
     maintenance: RefCell<Option<manage::Maintenance>>,
+    /// Who may look after the repository; nothing: every peer that is let in.
+    managers: RefCell<Option<Trust>>,
 }
 
 /// A session that has a driver: the way to it, and its buffers, which outlive a connection.
@@ -81,6 +83,7 @@ impl Repository {
             tickets_required,
             sessions,
             maintenance,
+            managers: RefCell::default(),
         })
     }
 
@@ -95,7 +98,14 @@ impl Repository {
             tickets_required: false,
             sessions,
             maintenance,
+            managers: RefCell::default(),
         })
+    }
+
+    /// From now on only peers whose pins are named here may look after the repository; without a
+    /// list every peer that is let in may.
+    pub fn set_managers(&self, managers: Option<Trust>) {
+        *self.managers.borrow_mut() = managers;
     }
 
     /// Ends every session's connection with this reason; what they brought stays durable, and
@@ -187,6 +197,9 @@ impl Repository {
                 (request.name().unwrap_or_default().to_owned(), Rights::MANAGE)
             }
         };
+        if rights.manage {
+            self.check_manager(peer)?;
+        }
         let now_ms = now_ms();
         let known = self.sessions.borrow().contains_key(&hello.session);
         match &hello.ticket {

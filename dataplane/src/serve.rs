@@ -33,7 +33,7 @@ pub struct ServeConfig {
     /// This mover's identity.
     pub identity: FileOf,
     /// Whom it lets in.
-    pub trust: FileOf,
+    pub trust: TrustConfig,
     /// The repository it serves; without one the mover is a proxy only.
     pub repository: Option<RepositoryConfig>,
     /// What happens at SIGTERM.
@@ -55,6 +55,17 @@ pub struct Listen {
 pub struct FileOf {
     /// Its path.
     pub file: PathBuf,
+}
+
+/// Whom the mover lets in, and what for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustConfig {
+    /// Pins and certificates of the peers.
+    pub file: PathBuf,
+    /// Pins of those peers who may look after the repository (delete points, collect, verify).
+    /// Without it every peer may.
+    pub managers: Option<PathBuf>,
 }
 
 /// The repository.
@@ -105,6 +116,7 @@ pub fn run(config: ServeConfig, ready: impl FnOnce(SocketAddr)) -> Result<(), Fa
     let usage = |error: &dyn std::fmt::Display| Failure::new(FailureKind::Usage, error.to_string());
     let identity = Identity::load(&config.identity.file).map_err(|error| usage(&error))?;
     let trust = Trust::load(&config.trust.file).map_err(|error| usage(&error))?;
+    let managers = load_managers(&config)?;
     let Some(repository) = &config.repository else {
         return Err(usage(
             &"a proxy-only mover has nothing to serve before there is a gantryd: \
@@ -132,6 +144,7 @@ pub fn run(config: ServeConfig, ready: impl FnOnce(SocketAddr)) -> Result<(), Fa
             usage(&format!("listening on {} failed: {error}", config.listen.address))
         })?;
         let repository = Repository::new(service.handle(), files, tickets, required);
+        repository.set_managers(managers);
         ready(listener.address());
         accept(&config, &identity, listener, repository).await
     });
@@ -164,7 +177,7 @@ async fn accept(
             },
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(config, identity, &mut listener),
+            _ = hangup.recv() => reload(config, identity, &mut listener, &repository),
         }
     }
     tracing::warn!("draining {} sessions", repository.sessions_running());
@@ -194,8 +207,24 @@ async fn accept(
     Ok(())
 }
 
+fn load_managers(config: &ServeConfig) -> Result<Option<Trust>, Failure> {
+    let load = |file: &PathBuf| {
+        Trust::load(file).map_err(|error| Failure::new(FailureKind::Usage, error.to_string()))
+    };
+    config.trust.managers.as_ref().map(load).transpose()
+}
+
 /// Reads the trust file again; a broken one leaves the old trust in force.
-fn reload(config: &ServeConfig, identity: &Identity, listener: &mut Listener) {
+fn reload(
+    config: &ServeConfig,
+    identity: &Identity,
+    listener: &mut Listener,
+    repository: &Repository,
+) {
+    match load_managers(config) {
+        Ok(managers) => repository.set_managers(managers),
+        Err(error) => tracing::error!("managers not changed: {error}"),
+    }
     match Trust::load(&config.trust.file) {
         Ok(trust) => match listener.set_trust(identity, &trust) {
             Ok(()) => tracing::warn!("trust read again from {}", config.trust.file.display()),

@@ -30,6 +30,8 @@ pub struct Site {
     pub source: Party,
     /// Identity of the repository mover.
     pub target: Party,
+    /// File of the pins that may look after the repository, if not all may.
+    pub managers: Option<PathBuf>,
 }
 
 /// An identity and the list of pins that it trusts.
@@ -50,7 +52,8 @@ impl Site {
         let [source, target] = ["source", "target"].map(|name| Party::new(&scratch, name));
         std::fs::write(&source.trust, format!("{}\n", target.pin)).expect("writable");
         std::fs::write(&target.trust, format!("{}\n", source.pin)).expect("writable");
-        Site { repository: scratch.join("repository"), scratch, source, target }
+        let repository = scratch.join("repository");
+        Site { repository, scratch, source, target, managers: None }
     }
 
     /// Runs `gantry-mover` with these arguments.
@@ -179,6 +182,9 @@ impl Server {
         let _ = writeln!(text, "[listen]\naddress = \"127.0.0.1:{port}\"");
         let _ = writeln!(text, "[identity]\nfile = {}", quote(&site.target.identity));
         let _ = writeln!(text, "[trust]\nfile = {}", quote(&site.target.trust));
+        if let Some(managers) = &site.managers {
+            let _ = writeln!(text, "managers = {}", quote(managers));
+        }
         let _ = writeln!(text, "[repository]\npath = {}\ncreate = true", quote(&site.repository));
         let config = site.scratch.write(&format!("mover-{port}.toml"), text);
         let mut command = Command::new(mover());

@@ -203,8 +203,12 @@ impl Message for ToSource {
             ToSource::Known { known, .. } => rule(known.len() <= limits::QUERY_IDS_MAX, "answer"),
             ToSource::Durable { runs, .. } | ToSource::Zeros { runs } => check_runs(runs),
             ToSource::Progress { phase, .. } => rule(is_name(phase), "name of a phase"),
-            ToSource::Report { page, .. } => {
-                rule(page.len() <= limits::MANAGE_PAGE_BYTES_MAX, "page of a report")
+            ToSource::Report { page, more } => {
+                rule(page.len() <= limits::MANAGE_PAGE_BYTES_MAX, "page of a report")?;
+                rule(!more || !page.is_empty(), "empty page of a report")
+            }
+            ToSource::Points { points, more } => {
+                rule(!more || !points.is_empty(), "empty page of a list")
             }
             ToSource::Committed { deleted, .. } => {
                 rule(deleted.len() <= limits::RETIRED_POINTS_MAX, "points deleted by retention")
@@ -350,6 +354,9 @@ mod tests {
         let max = limits::MANAGE_PAGE_BYTES_MAX;
         assert!(decode::<ToSource>(&bytes(&page(max)), 0).is_ok());
         assert!(decode::<ToSource>(&bytes(&page(max + 1)), 0).is_err());
+        assert!(decode::<ToSource>(&bytes(&page(0)), 0).is_err(), "pages without end");
+        let list = ToSource::Points { points: Vec::new(), more: true };
+        assert!(decode::<ToSource>(&bytes(&list), 0).is_err(), "pages without end");
         let phase = |phase: &str| ToSource::Progress { phase: phase.into(), done: 1, total: 2 };
         assert!(decode::<ToSource>(&bytes(&phase("mark")), 0).is_ok());
         assert!(decode::<ToSource>(&bytes(&phase("\x1b[2J")), 0).is_err());

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::limits;
 use gantry_common::manage::{
-    LISTED_MAX, ManageReport, ManageRequest, PruneReport, Retention, VerifyOptions,
+    CollectOptions, LISTED_MAX, ManageReport, ManageRequest, PruneReport, Retention, VerifyOptions,
 };
 use gantry_common::wire::ToSource;
 use tokio::sync::mpsc;
@@ -24,11 +24,12 @@ use super::{Repository, off_this_thread};
 use crate::host::now_ms;
 use crate::store::engine::Store;
 use crate::store::error::StoreError;
-use crate::store::service::{StoreGone, StoreHandle};
+use crate::store::index::Collected;
+use crate::store::service::{CollectEvent, StoreGone, StoreHandle};
 use crate::store::stat::stat;
 use crate::store::storage::kernel::KernelStorage;
 use crate::store::verify;
-use crate::transport::{CloseReason, Connection, FrameSender, OutFrame, TransportError};
+use crate::transport::{CloseReason, Connection, FrameSender, OutFrame, PeerInfo, TransportError};
 
 /// Shortest time between two messages of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -112,6 +113,21 @@ impl Repository {
         }
     }
 
+    /// Whether this peer is among those who may look after the repository.
+    pub(super) fn check_manager(&self, peer: &PeerInfo) -> Result<(), Failure> {
+        match &*self.managers.borrow() {
+            Some(managers) if !managers.names(peer.pin) => Err(Failure::new(
+                FailureKind::Refused,
+                format!(
+                    "the mover with pin {} may not manage this repository: add the pin to the \
+                     file named as managers under [trust] on the repository host",
+                    peer.pin
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     async fn carry_out(
         self: &Rc<Self>,
         request: ManageRequest,
@@ -144,10 +160,7 @@ impl Repository {
                 counted.map(ManageReport::Stat)
             }
             ManageRequest::Verify(options) => self.verify(options, job).await,
-            ManageRequest::Collect(_) => {
-                let text = "this mover does not collect yet";
-                Err(Failure::new(FailureKind::Target, text))
-            }
+            ManageRequest::Collect(options) => self.collect(options, job).await,
         }
     }
 
@@ -224,12 +237,51 @@ impl Repository {
         report.map(ManageReport::Verify)
     }
 
+    async fn collect(
+        self: &Rc<Self>,
+        options: CollectOptions,
+        job: Job,
+    ) -> Result<ManageReport, Failure> {
+        let store = self.writable()?;
+        let _turn = self.take_turn("collection", &job)?;
+        let is_dry = options.dry_run;
+        let gone = |gone: StoreGone| Failure::new(FailureKind::Target, gone.to_string());
+        let (events, mut heard) = mpsc::unbounded_channel();
+        // Whoever waits here is gone only if this mover ends.
+        let on_event = Box::new(move |event| drop(events.send(event)));
+        store.collect(options, on_event).map_err(gone)?;
+        loop {
+            match heard.recv().await.ok_or_else(|| gone(StoreGone))? {
+                CollectEvent::Progress { phase, done, total } => {
+                    // Nobody listens once the client is gone.
+                    let _ = job.progress.send((phase, done, total));
+                }
+                CollectEvent::Failed(error) => return Err(error.into()),
+                CollectEvent::Done(report) => {
+                    if !is_dry {
+                        self.remember(report.bytes_dead_left).await;
+                    }
+                    return Ok(ManageReport::Collect(report));
+                }
+            }
+        }
+    }
+
+    /// For `repo stat`; if it cannot be, a line of that is missing.
+    async fn remember(&self, bytes_dead_left: u64) {
+        let collected = Collected { at_ms: now_ms(), bytes_dead_left };
+        let act = move |store: &mut Store<KernelStorage>| store.remember_collection(collected);
+        if let Err(failure) = self.on_store(act).await {
+            tracing::warn!("{failure}");
+        }
+    }
+
     /// Makes this the one maintenance job, or says which one runs.
     fn take_turn(self: &Rc<Self>, what: &'static str, job: &Job) -> Result<Turn, Failure> {
         let mut running = self.maintenance.borrow_mut();
         if let Some(other) = &*running {
             return Err(Failure::new(
-                FailureKind::Refused,
+                FailureKind::Target,
                 format!(
                     "a {} for {} runs since {} s: one maintenance job at a time, ask again later",
                     other.what,

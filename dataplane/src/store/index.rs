@@ -21,12 +21,14 @@ use super::storage::{OpenMode, Storage};
 mod backend;
 mod collect;
 mod damage;
+mod history;
 mod location;
 mod sorter;
 
 use self::backend::{FileBackend, OverlayBackend};
 pub use self::collect::PackChange;
 pub use self::damage::{Finding, Walked};
+pub use self::history::Collected;
 use self::location::{BLOCK_ROW_BYTES, INDEX_VERSION, PACK_ROW_BYTES};
 pub use self::location::{Location, PackRow};
 pub use self::sorter::Sorter;

@@ -40,6 +40,8 @@ pub fn stat<S: Storage>(reader: &StoreReader<S>) -> Result<StatReport, StoreErro
         stat.bytes_deleted += disks.map(|disk| disk.bytes_stored).sum::<u64>();
     }
     count_packs(reader, &mut stat);
+    let collected = repo.index.collected()?.unwrap_or_default();
+    (stat.collected_ms, stat.bytes_dead_left) = (collected.at_ms, collected.bytes_dead_left);
     stat.bytes_free = repo
         .storage
         .free_bytes()

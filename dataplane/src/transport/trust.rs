@@ -83,6 +83,11 @@ impl Trust {
         })
     }
 
+    /// Whether this very key is named (a certificate of an authority is not enough).
+    pub fn names(&self, pin: PeerId) -> bool {
+        self.pins.contains(&pin)
+    }
+
     /// Demands that a certificate of an authority is for this host name or address. Pins already
     /// name one key, so they are not affected.
     ///

@@ -13,6 +13,7 @@ use gantry_common::manage::{
 
 use super::Store;
 use crate::store::error::StoreError;
+use crate::store::index::Collected;
 use crate::store::layout::{PointFile, points_dir};
 use crate::store::manifest::list_files;
 use crate::store::points::{ReadPoint, candidates, read_point, rename, set_flags};
@@ -23,6 +24,14 @@ impl<S: Storage> Store<S> {
     /// Tells the time of day, milliseconds since 1970; retention after a commit goes by it.
     pub fn set_wall_ms(&mut self, wall_ms: u64) {
         self.wall_ms = wall_ms;
+    }
+
+    /// Notes when a collection ended and what it left, for `repo stat`.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn remember_collection(&mut self, collected: Collected) -> Result<(), StoreError> {
+        self.repo.index.set_collected(collected)
     }
 
     /// Deletes points of a VM: they are in no list any more and cannot be restored, but can be

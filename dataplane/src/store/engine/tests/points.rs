@@ -230,3 +230,42 @@ fn a_base_may_be_deleted_beneath_a_running_backup_and_its_resume() {
     let b = listed(&rig, "vm")[0];
     rig.check_point("vm", b, &[model(1)]);
 }
+
+#[test]
+fn retention_cut_off_at_any_operation_loses_no_point() {
+    let mut rig = Rig::new();
+    let old = [1, 2, 3].map(|number| point(&mut rig, "vm", number, 1000 * u64::from(number)));
+    let before = rig.disk.after_kill();
+    drop(rig);
+    let mut offer = offer_at("vm", 9000);
+    offer.retention = Some(Retention { points_min: 1, weekly: 1, ..Retention::default() });
+    let back_up = |disk: crate::store::storage::memory::MemoryStorage| {
+        let mut rig = Rig::try_on(disk).ok()?;
+        rig.store.set_wall_ms(9000);
+        rig.backup(session(4), &offer, &[model(4)]).map(|(point, _)| point)
+    };
+    let whole = before.after_kill();
+    let first = whole.operations();
+    let new = back_up(whole.clone()).unwrap();
+    for cut in 0..=whole.operations() - first {
+        for keep_unsynced in [false, true] {
+            let disk = before.after_kill();
+            disk.power_off_at(disk.operations() + cut);
+            let committed = back_up(disk.clone());
+            let after = if keep_unsynced { disk.after_kill() } else { disk.after_power_loss() };
+            let mut rig = Rig::on(after);
+            let live = listed(&rig, "vm");
+            assert!(committed.is_none() || live.contains(&new), "cut {cut}: a point is lost");
+            assert!(live.contains(&new) || live == old, "cut {cut}: deleted for nothing");
+            rig.store.undelete_points("vm", &[]).unwrap();
+            for (number, point) in (1..).zip(old) {
+                rig.check_point("vm", point, &[model(number)]);
+            }
+            if live.contains(&new) {
+                rig.check_point("vm", new, &[model(4)]);
+                let manifest = rig.store.reader().manifest("vm", Some(new)).unwrap();
+                assert_eq!(manifest.flags.names(), ["weekly"], "cut {cut}");
+            }
+        }
+    }
+}
