@@ -65,6 +65,8 @@ pub const PACK_BYTES_MAX: u64 = 1 << 30;
 pub const REPOSITORY_FREE_BYTES_MIN: u64 = 32 << 20;
 /// Records of one pack: the smallest record takes 4 KiB.
 pub const PACK_RECORDS_MAX: usize = (PACK_BYTES_MAX / 4096) as usize;
+/// Packs of failed tasks that wait to be sealed in this process; others wait for the next start.
+pub const FAILED_PACKS_MAX: usize = 16;
 /// Bytes of a manifest.
 pub const MANIFEST_BYTES_MAX: usize = 16 << 20;
 /// Bytes of one task journal entry.

@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gantry_common::failure::Failure;
 use gantry_common::ids::{BlockId, PointId, SessionId};
 use gantry_common::manage::CollectReport;
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
@@ -20,7 +19,8 @@ use super::error::StoreError;
 use super::index::{Finding, Location};
 use super::journal::{BaseRoot, JournalHead, SealedDisk, list_journals};
 use super::layout::{JOURNALS, LOCK, PACKS, POINTS, PackNumber};
-use super::pack::PackNumbers;
+use super::pack::{OpenPack, PackNumbers};
+use super::points::sync_points;
 use super::reader::StoreReader;
 use super::reconcile::{open_index, packs_on_disk, reconcile};
 use super::repo::Repo;
@@ -33,6 +33,7 @@ mod blocks;
 mod collect;
 mod commit;
 mod durable;
+mod failing;
 mod inquiries;
 mod open_task;
 mod repair;
@@ -102,6 +103,8 @@ pub struct Store<S: Storage> {
     checked: Vec<(BlockId, Location, Finding)>,
     /// Which session wrote a pack, for packs of this process.
     written_by: BTreeMap<PackNumber, SessionId>,
+    /// Packs of tasks that failed, with blocks that were acknowledged.
+    failed_packs: Vec<(TaskKey, OpenPack<S::File>)>,
     packs_unflushed: u32,
     marks_unflushed: u32,
     completions: Vec<Completion>,
@@ -159,6 +162,7 @@ impl<S: Storage> Store<S> {
             // What the lost index knew of damage and of missing packs is lost with it.
             index.set_suspect()?;
         }
+        sync_points(&storage)?;
         let queue = storage
             .write_queue()
             .map_err(|source| StoreError::io("set up writing to", storage.place(""), source))?;
@@ -176,6 +180,7 @@ impl<S: Storage> Store<S> {
             checking: BTreeMap::new(),
             checked: Vec::new(),
             written_by: BTreeMap::new(),
+            failed_packs: Vec::new(),
             packs_unflushed: 0,
             marks_unflushed: 0,
             completions: Vec::new(),
@@ -385,30 +390,5 @@ impl<S: Storage> Store<S> {
         self.next_tag += 1;
         self.flights.insert(self.next_tag, flight);
         self.next_tag
-    }
-
-    /// A task cannot go on: its packs are left (if anything in them was acknowledged) or removed,
-    /// and never synced again.
-    fn fail(&mut self, key: TaskKey, error: &StoreError) {
-        tracing::error!("session {} disk {}: {error}", key.session, key.task);
-        if let Some(task) = self.tasks.remove(&key) {
-            for pack in &task.packs.packs {
-                if !pack.is_acknowledged {
-                    let _ = self.repo.storage.remove(&pack.number.path());
-                }
-            }
-        }
-        self.checking.retain(|_, (_, other, _, _)| *other != key);
-        self.reports.push_back(StoreReport::Failed {
-            session: key.session,
-            task: Some(key.task),
-            failure: Failure::from(error),
-        });
-    }
-
-    fn fail_session(&mut self, session: SessionId, error: &StoreError) {
-        tracing::error!("session {session}: {error}");
-        let failure = Failure::from(error);
-        self.reports.push_back(StoreReport::Failed { session, task: None, failure });
     }
 }

@@ -1,9 +1,10 @@
 //! The packs that one task is writing, and what waits in them to become durable.
 //!
 //! In: record heads. Out: places in a pack file, footers. A pack goes Open → Closing (no more
-//! records; writes under way) → Footed (footer written, its sync under way) → sealed and gone from
-//! here. Invariant: a block is reported durable only out of `synced`, after the sync that was
-//! submitted when its write had completed.
+//! records; writes and their sync under way) → Footed (footer written, its sync under way) → sealed
+//! and gone from here. Invariants: a block is reported durable only out of `synced`, after the sync
+//! that was submitted when its write had completed; a footer is written only when all that it lists
+//! is durable.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -47,7 +48,7 @@ impl PackNumbers {
 pub enum PackPhase {
     /// Takes records.
     Open,
-    /// Waits for its writes.
+    /// Waits for its writes, and for their sync.
     Closing,
     /// Waits for its last sync; the file has this many bytes.
     Footed(u64),
@@ -66,8 +67,6 @@ pub struct OpenPack<F> {
     pub slots: Vec<Slot>,
     /// Where it stands.
     pub phase: PackPhase,
-    /// Whether a block in it was reported durable: then its file must stay, whatever fails.
-    pub is_acknowledged: bool,
     end: u64,
     /// Records end here: what was reserved.
     room_end: u64,
@@ -78,6 +77,13 @@ pub struct OpenPack<F> {
     written: Vec<(u64, BlockId)>,
     /// Addresses that the sync under way makes durable.
     syncing: Option<Vec<(u64, BlockId)>>,
+    /// Slots that the sync under way makes durable.
+    slots_syncing: Vec<u32>,
+    /// Slots that are durable, and whether a block in them was reported so.
+    slots_durable: Vec<u32>,
+    is_acknowledged: bool,
+    /// Something was written that no sync covers.
+    is_dirty: bool,
 }
 
 impl<F: StorageFile> OpenPack<F> {
@@ -114,13 +120,16 @@ impl<F: StorageFile> OpenPack<F> {
             place,
             slots: Vec::new(),
             phase: PackPhase::Open,
-            is_acknowledged: false,
             end: PACK_HEAD_BYTES,
             room_end,
             by_id: HashMap::new(),
             writing: BTreeMap::new(),
             written: Vec::new(),
             syncing: None,
+            slots_syncing: Vec::new(),
+            slots_durable: Vec::new(),
+            is_acknowledged: false,
+            is_dirty: true,
         })
     }
 
@@ -137,6 +146,7 @@ impl<F: StorageFile> OpenPack<F> {
     /// A record's write has completed.
     pub fn handle_written(&mut self, slot: u32) {
         let Some(addresses) = self.writing.remove(&slot) else { return };
+        self.is_dirty = true;
         let id = self.slots[slot as usize].id;
         self.written.extend(addresses.into_iter().map(|address| (address, id)));
     }
@@ -165,6 +175,16 @@ impl<F: StorageFile> OpenPack<F> {
         !self.writing.is_empty()
     }
 
+    /// Whether its next step is due: it takes no more records, and nothing is under way.
+    pub fn is_closing_idle(&self) -> bool {
+        self.phase == PackPhase::Closing && !self.is_writing() && !self.is_syncing()
+    }
+
+    /// Whether something was written that no sync covers yet.
+    pub fn is_dirty(&self) -> bool {
+        self.is_dirty
+    }
+
     /// Whether a sync would make anything durable that is waited for.
     pub fn wants_sync(&self) -> bool {
         !self.written.is_empty() && self.syncing.is_none()
@@ -179,13 +199,37 @@ impl<F: StorageFile> OpenPack<F> {
     pub fn begin_sync(&mut self) {
         debug_assert!(self.syncing.is_none());
         self.syncing = Some(std::mem::take(&mut self.written));
+        self.is_dirty = false;
+        let slots = 0..self.slots.len() as u32;
+        self.slots_syncing = slots.filter(|slot| !self.writing.contains_key(slot)).collect();
     }
 
     /// The sync is done: these addresses are durable.
     pub fn synced(&mut self) -> Vec<(u64, BlockId)> {
         let durable = self.syncing.take().unwrap_or_default();
         self.is_acknowledged |= !durable.is_empty();
+        self.slots_durable = std::mem::take(&mut self.slots_syncing);
         durable
+    }
+
+    /// Whether a block in it was reported durable: then its file must stay, whatever fails.
+    pub fn is_acknowledged(&self) -> bool {
+        self.is_acknowledged
+    }
+
+    /// Seals a pack whose task has failed, so that what was reported durable serves again: with a
+    /// footer of just those records that a sync had made durable before. What a later sync lost is
+    /// not in it. Every write must have completed. Gives the slots and the file's bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]: the pack stays as it is, for the next opening to read.
+    pub fn rescue(&self) -> Result<(Vec<Slot>, u64), StoreError> {
+        let slots = self.slots_durable.iter().filter_map(|slot| self.slots.get(*slot as usize));
+        let slots: Vec<Slot> = slots.copied().collect();
+        let bytes = self.put_footer(&slots)?;
+        let synced = self.file.sync_data();
+        synced.map_err(|source| StoreError::io("sync", self.place.clone(), source))?;
+        Ok((slots, bytes))
     }
 
     /// Writes the footer and cuts what was reserved; the caller submits the last sync.
@@ -193,8 +237,16 @@ impl<F: StorageFile> OpenPack<F> {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn write_footer(&mut self) -> Result<(), StoreError> {
-        debug_assert!(!self.is_writing() && self.phase == PackPhase::Closing);
-        let footer = encode_footer(&self.slots, self.end, self.number);
+        assert!(
+            self.is_closing_idle() && !self.is_dirty,
+            "a footer before its records are durable"
+        );
+        self.phase = PackPhase::Footed(self.put_footer(&self.slots)?);
+        Ok(())
+    }
+
+    fn put_footer(&self, slots: &[Slot]) -> Result<u64, StoreError> {
+        let footer = encode_footer(slots, self.end, self.number);
         let bytes = self.end + footer.len() as u64;
         let fail = |action| {
             let place = self.place.clone();
@@ -202,8 +254,7 @@ impl<F: StorageFile> OpenPack<F> {
         };
         self.file.write_at(self.end, &footer).map_err(fail("write the footer of"))?;
         self.file.set_len(bytes).map_err(fail("cut"))?;
-        self.phase = PackPhase::Footed(bytes);
-        Ok(())
+        Ok(bytes)
     }
 }
 

@@ -25,6 +25,8 @@ pub struct PackBytes<'a, F> {
     window: Vec<u8>,
     /// Bytes read from the file so far.
     pub bytes_read: u64,
+    /// Pages that the disk did not give; they came as zeros.
+    pub pages_unreadable: u64,
 }
 
 impl<'a, F: StorageFile> PackBytes<'a, F> {
@@ -33,7 +35,8 @@ impl<'a, F: StorageFile> PackBytes<'a, F> {
     /// # Errors
     /// Whatever measuring the file gives.
     pub fn new(file: &'a F) -> io::Result<PackBytes<'a, F>> {
-        Ok(PackBytes { file, len: file.len()?, start: 0, window: Vec::new(), bytes_read: 0 })
+        let (len, window) = (file.len()?, Vec::new());
+        Ok(PackBytes { file, len, start: 0, window, bytes_read: 0, pages_unreadable: 0 })
     }
 
     /// Bytes of the file.
@@ -70,6 +73,7 @@ impl<'a, F: StorageFile> PackBytes<'a, F> {
         for piece in self.window.chunks_mut(ALIGN as usize) {
             if self.file.read_exact_at(at, piece).is_err() {
                 piece.fill(0);
+                self.pages_unreadable += 1;
             }
             at += piece.len() as u64;
         }
@@ -104,6 +108,9 @@ pub struct Scan {
     pub damaged: Vec<(u64, RecordFault)>,
     /// The byte after the last page that is not all zeros: what follows was only reserved.
     pub data_end: u64,
+    /// Pages that the disk did not give: what stands there is not known, so nothing may be cut,
+    /// sealed or removed.
+    pub pages_unreadable: u64,
 }
 
 impl Scan {
@@ -139,6 +146,7 @@ pub fn scan_pack<F: StorageFile>(file: &F, repository: RepositoryId) -> io::Resu
         }
         offset += ALIGN;
     }
+    scan.pages_unreadable = bytes.pages_unreadable;
     Ok(scan)
 }
 
@@ -149,10 +157,12 @@ pub fn scan_pack<F: StorageFile>(file: &F, repository: RepositoryId) -> io::Resu
 /// Whatever the file gives; the pack is then still open, and can be scanned again.
 pub fn seal_scanned<F: StorageFile>(file: &F, scan: &Scan, head: &PackHead) -> io::Result<u64> {
     let end = scan.end();
-    file.set_len(end)?;
     if PackHead::read(file, head.repository, head.number).is_err() {
         file.write_at(0, &head.encode())?;
     }
+    file.set_len(end)?;
+    // The scan may have read what a killed process left unsynced: a footer comes after its records.
+    file.sync_data()?;
     let footer = encode_footer(&scan.slots, end, head.number);
     file.write_at(end, &footer)?;
     file.sync_data()?;

@@ -258,6 +258,24 @@ pub fn remove_orphaned_copies<S: Storage>(storage: &S, dir: &str) -> Result<u64,
     Ok(removed)
 }
 
+/// Makes every point's name durable. A killed process may have left names that a power cut would
+/// still take; an opening that answers for them calls this first.
+///
+/// # Errors
+/// [`StoreError::Io`].
+pub fn sync_points<S: Storage>(storage: &S) -> Result<(), StoreError> {
+    let entries = storage
+        .list(POINTS)
+        .map_err(|source| StoreError::io("list", storage.place(POINTS), source))?;
+    let folders = entries.iter().filter(|entry| entry.is_dir);
+    let folders = folders.map(|entry| format!("{POINTS}/{}", entry.name));
+    for dir in [POINTS.to_owned()].into_iter().chain(folders) {
+        let synced = storage.sync_dir(&dir);
+        synced.map_err(|source| StoreError::io("sync", storage.place(&dir), source))?;
+    }
+    Ok(())
+}
+
 /// The points of a folder as retention sees them.
 ///
 /// # Errors

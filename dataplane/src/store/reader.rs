@@ -9,6 +9,7 @@ use std::sync::Arc;
 use gantry_common::extents::Run;
 use gantry_common::ids::{BlockId, IdKey, PointId, RepositoryId};
 
+use super::checker::Checker;
 use super::engine::take_lock;
 use super::error::StoreError;
 use super::index::Location;
@@ -92,6 +93,11 @@ impl<S: Storage> StoreReader<S> {
     /// Whether it shares a serving store's view, so that packs come and go beside it.
     pub(super) fn is_beside_writer(&self) -> bool {
         self._lock.is_none()
+    }
+
+    /// What verifies single records, on whichever thread.
+    pub fn checker(&self) -> Checker<S> {
+        Checker::new(Arc::clone(&self.repo))
     }
 
     /// The repository's id.

@@ -244,6 +244,12 @@ fn read_or_seal<S: Storage>(
     match read_footer(&file, pack) {
         Ok(slots) => {
             done.read += 1;
+            if writable {
+                // Its writer may have been killed before it synced: what is indexed is answered as
+                // durable, so it must be.
+                file.sync_data().map_err(fail("sync"))?;
+                storage.sync_dir(&pack.dir()).map_err(fail("sync the folder of"))?;
+            }
             return Ok(Some((slots, file.len().map_err(fail("measure"))?)));
         }
         Err(PackFault::NoFooter) => {}
@@ -254,20 +260,28 @@ fn read_or_seal<S: Storage>(
     for (offset, fault) in &scan.damaged {
         done.notes.push(format!("pack {place} at byte {offset}: {fault}; the record is left out"));
     }
-    if scan.slots.is_empty() && scan.damaged.is_empty() {
-        if writable && scan.data_end == 0 && (head.is_some() || is_blank(&file)) {
+    if scan.pages_unreadable > 0 {
+        // Perhaps only for the moment: the file stays as it is, and what can be read serves.
+        let pages = scan.pages_unreadable;
+        done.notes.push(format!(
+            "pack {place}: the disk does not give {pages} of its pages; it is not sealed: see to \
+             the disk, then run repo rebuild-index"
+        ));
+        let bytes = file.len().map_err(fail("measure"))?;
+        return Ok((!scan.slots.is_empty()).then_some((scan.slots, bytes)));
+    }
+    if scan.slots.is_empty() && scan.damaged.is_empty() && scan.data_end == 0 {
+        // Nothing but a header, whole or torn: its writer got no further.
+        if writable {
             storage.remove(&pack.path()).map_err(fail("remove"))?;
             storage.sync_dir(&pack.dir()).map_err(fail("sync the folder of"))?;
         }
         return Ok(None);
     }
+    if scan.slots.is_empty() {
+        done.notes.push(format!("pack {place}: not one record in it is whole"));
+    }
     seal(storage, superblock, pack, head, &scan, writable).map(Some)
-}
-
-/// Whether the crash came before the header was written.
-fn is_blank<F: StorageFile>(file: &F) -> bool {
-    let mut first = [0; 8];
-    file.read_at(0, &mut first).is_ok() && first == [0; 8]
 }
 
 fn seal<S: Storage>(

@@ -18,7 +18,6 @@ use gantry_common::manage::CollectOptions;
 use gantry_common::session::store_port::{StoreCommand, StoreReport};
 use gantry_uring::buffer::BufferPool;
 
-use super::checker::Checker;
 use super::engine::{CHECKS_MAX, Check, Store};
 use super::error::StoreError;
 use super::index::Finding;
@@ -229,7 +228,7 @@ impl Runner {
         reader: &StoreReader<KernelStorage>,
     ) -> Runner {
         let (checks, to_check) = bounded::<Check>(CHECKS_MAX);
-        let mut checker = Checker::new(Arc::clone(reader.repo()));
+        let mut checker = reader.checker();
         let home = (to_self.clone(), Arc::clone(&wake));
         reader.repo().inquiries.wake_with(Arc::clone(&wake));
         let run = move || {

@@ -31,6 +31,7 @@ impl<S: Storage> Store<S> {
         let mut deleted = Vec::new();
         if !open.committed {
             let (name, retention) = (open.offer.name.clone(), open.offer.retention);
+            let created_ms = open.offer.created_ms;
             let manifest =
                 manifest_of(&self.repo, self.numbers.epoch, session, &open.offer, &open.sealed);
             if let Err(error) = self.commit_with_flags(manifest, retention.as_ref()) {
@@ -40,7 +41,7 @@ impl<S: Storage> Store<S> {
                 open.committed = true;
             }
             tracing::info!("restore point {point} of '{name}' is committed");
-            self.drop_journals(&name);
+            self.drop_journals(&name, created_ms);
             deleted = self.apply_retention(&name, point, retention.as_ref());
         }
         self.reports.push_back(StoreReport::Committed { session, point, deleted });
@@ -70,13 +71,14 @@ impl<S: Storage> Store<S> {
         })
     }
 
-    /// Removes every journal under a name: its point stands, or a newer one does. Failing to is
-    /// harmless; the next opening tries again.
-    fn drop_journals(&mut self, name: &str) {
+    /// Removes the journals of a name's sessions up to this one: its point stands, or a newer one
+    /// does. Progress towards a newer point stays. Failing to is harmless; the next opening tries
+    /// again.
+    fn drop_journals(&mut self, name: &str, created_ms: u64) {
         let keys: Vec<TaskKey> = self
             .journals
             .iter()
-            .filter(|(_, head)| head.offer.name == name)
+            .filter(|(_, head)| head.offer.name == name && head.offer.created_ms <= created_ms)
             .map(|(key, _)| *key)
             .collect();
         for key in keys {
@@ -108,7 +110,8 @@ impl<S: Storage> Store<S> {
         for (session, keys) in sessions {
             let Some(head) = keys.first().and_then(|key| self.journals.get(key)) else { continue };
             let (name, disks) = (head.offer.name.clone(), head.offer.disks.len());
-            let point = point_of(head.offer.created_ms, session);
+            let created_ms = head.offer.created_ms;
+            let point = point_of(created_ms, session);
             let repository = self.repo.repository();
             // A deleted point was committed too, and must not come back by itself.
             let found = Manifest::find_even_deleted(&self.repo.storage, &name, point, repository);
@@ -144,7 +147,7 @@ impl<S: Storage> Store<S> {
                 self.commit_with_flags(manifest, offer.retention.as_ref())?;
                 self.notes
                     .push(format!("restore point {point} of '{name}' was complete: committed"));
-                self.drop_journals(&name);
+                self.drop_journals(&name, created_ms);
             }
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! How what was written becomes durable: completions, checkpoints, seals.
 //!
 //! In: completions of the queue. Out: `Appended`, `Durable`, `Sealed`. Order: pack writes, pack
-//! sync, journal, journal sync, `Durable`; at the end tree nodes, footer, pack sync, index,
-//! journal's seal, `Sealed`. Must not: sync a file again after a sync of it failed.
+//! sync, journal, journal sync, `Durable`; at the end tree nodes, pack sync, footer, pack sync,
+//! index, journal's seal, `Sealed`. Must not: sync a file again after a sync of it failed.
 
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use gantry_common::wire::{Codec, TaskTotals};
 use super::collect::{Collection, Shared};
 use super::{Flight, FlightKind, Store};
 use crate::store::error::StoreError;
+use crate::store::footer::Slot;
 use crate::store::index::{Finding, Location, Walked};
 use crate::store::journal::{Entry, SealedDisk};
 use crate::store::layout::PackNumber;
@@ -68,19 +69,30 @@ impl<S: Storage> Store<S> {
         if let PackPhase::Footed(bytes) = pack.phase {
             let slots = std::mem::take(&mut pack.slots);
             task.packs.packs.retain(|pack| pack.number != number);
-            self.packs_unflushed += 1;
-            let durable = self.packs_unflushed >= PACKS_UNFLUSHED_MAX;
-            let collection = self.shared_collection();
-            let may_keep = |at: &Location| {
-                collection.as_ref().is_none_or(|collection| collection.may_refer(at))
-            };
-            self.repo.add_pack(number, &slots, bytes, &may_keep, durable)?;
-            self.written_by.insert(number, key.session);
-            if durable {
-                self.packs_unflushed = 0;
-            }
+            self.take_sealed(key, number, &slots, bytes)?;
         }
         self.journal(key, stored)
+    }
+
+    /// A pack is sealed and durable: its records may serve.
+    pub(super) fn take_sealed(
+        &mut self,
+        key: TaskKey,
+        number: PackNumber,
+        slots: &[Slot],
+        bytes: u64,
+    ) -> Result<(), StoreError> {
+        self.packs_unflushed += 1;
+        let durable = self.packs_unflushed >= PACKS_UNFLUSHED_MAX;
+        let collection = self.shared_collection();
+        let may_keep =
+            |at: &Location| collection.as_ref().is_none_or(|collection| collection.may_refer(at));
+        self.repo.add_pack(number, slots, bytes, &may_keep, durable)?;
+        self.written_by.insert(number, key.session);
+        if durable {
+            self.packs_unflushed = 0;
+        }
+        Ok(())
     }
 
     fn journal(&mut self, key: TaskKey, stored: Vec<(u64, BlockId)>) -> Result<(), StoreError> {
@@ -134,8 +146,11 @@ impl<S: Storage> Store<S> {
         let Some(task) = self.tasks.get_mut(&key) else { return Ok(()) };
         let mut to_sync = Vec::new();
         for pack in &mut task.packs.packs {
-            if pack.phase == PackPhase::Closing && !pack.is_writing() && !pack.is_syncing() {
-                pack.write_footer()?;
+            if pack.is_closing_idle() {
+                // First what the footer lists, then the footer: one that a crash leaves is true.
+                if !pack.is_dirty() {
+                    pack.write_footer()?;
+                }
                 pack.begin_sync();
                 to_sync.push((pack.number, pack.file.clone()));
             }

@@ -64,6 +64,7 @@ impl<S: Storage> Store<S> {
         let Some(disk) = offer.disks.get(usize::from(key.task)).cloned() else {
             return Err(StoreError::Refused(format!("the session has no disk {}", key.task)));
         };
+        self.seal_failed_packs();
         let fresh = self.resolve_base(&offer.name, &disk)?;
         let (earlier, base) = self.find_progress(key, &offer.name, &disk, fresh);
         let head = JournalHead {

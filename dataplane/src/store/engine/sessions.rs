@@ -80,6 +80,7 @@ impl<S: Storage> Store<S> {
             // What was not yet in the journal and needs no pack.
             self.with_task(key, |store| store.finish_detach(key));
         }
+        self.seal_failed_packs();
         match self.sessions.get_mut(&session) {
             Some(open) if open.committed => drop(self.sessions.remove(&session)),
             Some(open) => open.is_attached = false,

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod faults;
 mod repair;
+mod regressions;
 mod points;
 mod collect;
 mod collect_rig;

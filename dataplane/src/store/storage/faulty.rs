@@ -105,6 +105,7 @@ impl FaultyStorage {
         state.faults.clear();
         state.fail_at = None;
         state.short_reads.clear();
+        state.lies.clear();
     }
 
     /// The next `count` reads of paths that contain this end in the middle of what was asked for.
@@ -121,6 +122,16 @@ impl FaultyStorage {
     /// The bytes that fit on the disk; beyond, writes fail as on a full one.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity_bytes = bytes;
+    }
+
+    /// Says that so many bytes are free, whatever is written.
+    pub fn show_free(&self, bytes: Option<u64>) {
+        self.state().shown_free_bytes = bytes;
+    }
+
+    /// A file system that cannot reserve space.
+    pub fn refuse_allocation(&self) {
+        self.state().cannot_allocate = true;
     }
 
     /// What a disk may hold after a power cut: of what was not synced, writes are kept, lost or
@@ -304,7 +315,8 @@ impl Storage for FaultyStorage {
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        Ok(self.begin("free", "")?.free_bytes().unwrap_or(1 << 50))
+        let state = self.begin("free", "")?;
+        Ok(state.shown_free_bytes.or_else(|| state.free_bytes()).unwrap_or(1 << 50))
     }
 
     fn write_queue(&self) -> io::Result<FaultyQueue> {

@@ -33,6 +33,9 @@ impl FaultyFile {
 
     fn change(&self, operation: &str, change: Change) -> io::Result<()> {
         let mut state = self.disk.begin(operation, &self.path)?;
+        if state.cannot_allocate && matches!(change, Change::Allocate(_)) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let inode = state.inode(self.inode)?;
         let growth = match &change {
             Change::Write { offset, bytes } => inode.growth(*offset, bytes.len() as u64),
