@@ -232,17 +232,37 @@ impl<F: StorageFile> OpenPack<F> {
         Ok((slots, bytes))
     }
 
+    /// Seals a pack whose writes have all completed, waiting for the disk; the file's bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn seal_waiting(&mut self) -> Result<u64, StoreError> {
+        let place = self.place.clone();
+        let file = self.file.clone();
+        let sync = || {
+            let synced = file.sync_data();
+            synced.map_err(|source| StoreError::io("sync", place.clone(), source))
+        };
+        self.phase = PackPhase::Closing;
+        self.begin_sync();
+        sync()?;
+        self.synced();
+        let bytes = self.write_footer()?;
+        sync().map(|()| bytes)
+    }
+
     /// Writes the footer and cuts what was reserved; the caller submits the last sync.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn write_footer(&mut self) -> Result<(), StoreError> {
+    pub fn write_footer(&mut self) -> Result<u64, StoreError> {
         assert!(
             self.is_closing_idle() && !self.is_dirty,
             "a footer before its records are durable"
         );
-        self.phase = PackPhase::Footed(self.put_footer(&self.slots)?);
-        Ok(())
+        let bytes = self.put_footer(&self.slots)?;
+        self.phase = PackPhase::Footed(bytes);
+        Ok(bytes)
     }
 
     fn put_footer(&self, slots: &[Slot]) -> Result<u64, StoreError> {

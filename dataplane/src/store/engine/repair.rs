@@ -9,9 +9,9 @@ use super::Store;
 use super::durable::NodeWriter;
 use crate::store::error::StoreError;
 use crate::store::map_tree::NodeStore;
-use crate::store::pack::{PackPhase, PackSet};
+use crate::store::pack::PackSet;
 use crate::store::repair::BuiltNode;
-use crate::store::storage::{Storage, StorageFile};
+use crate::store::storage::Storage;
 
 impl<S: Storage> Store<S> {
     /// Writes nodes where they are lost.
@@ -36,10 +36,7 @@ impl<S: Storage> Store<S> {
         }
         packs.close();
         for pack in &mut packs.packs {
-            pack.write_footer()?;
-            let PackPhase::Footed(bytes) = pack.phase else { continue };
-            let synced = pack.file.sync_data();
-            synced.map_err(|source| StoreError::io("sync", pack.place.clone(), source))?;
+            let bytes = pack.seal_waiting()?;
             self.repo.add_pack(pack.number, &pack.slots, bytes, &|_| true, true)?;
         }
         Ok(())
