@@ -213,7 +213,7 @@ impl Inode {
             }
         }
         content.set_len(len);
-        Inode { reserved: 0, ..Inode::of(content) }
+        Inode { reserved: self.reserved.min(len), ..Inode::of(content) }
     }
 
     /// The file after its writer was killed: the page cache stays, what was under way may be done,
