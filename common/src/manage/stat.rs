@@ -44,9 +44,8 @@ pub struct StatReport {
     pub bytes_raw: u64,
     /// Bytes within pack files that collections gave back to the file system.
     pub bytes_holes: u64,
-    /// Bytes in blocks of the points that their runs read, before deduplication: unchanged blocks
-    /// and zeros not counted.
-    pub bytes_brought: u64,
+    /// Of `bytes_protected`, those in blocks that are not zeros (of unchanged blocks: all).
+    pub bytes_content: u64,
     /// Bytes that the deleted points' runs had added: about what a collection may give back.
     pub bytes_deleted: u64,
     /// Bytes of dead records that the last collection left where they are.

@@ -38,7 +38,7 @@ pub enum Command {
     Backup(Box<BackupArguments>),
     /// Bring a disk of a restore point back.
     Restore(RestoreArguments),
-    /// Look after a repository: init, list, show, verify, gc, stat, rebuild-index.
+    /// Look after a repository: init, list, show, verify, gc, repair, stat, rebuild-index.
     Repo {
         /// What to do.
         #[command(subcommand)]

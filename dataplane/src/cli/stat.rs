@@ -16,7 +16,7 @@ pub(super) fn run(arguments: &RepoArguments) -> Result<(), Failure> {
     };
     if arguments.json {
         let mut value = json!(stat);
-        value["dedup_ratio"] = json!(ratio(stat.bytes_brought, stat.bytes_raw));
+        value["dedup_ratio"] = json!(ratio(stat.bytes_content, stat.bytes_raw));
         value["compression_ratio"] = json!(ratio(stat.bytes_raw, stat.bytes_stored));
         return say_json(&value);
     }
@@ -40,12 +40,12 @@ fn lines(stat: &StatReport) -> Vec<String> {
         ),
         format!("  {} packs, {} blocks, {} map nodes", stat.packs, stat.blocks, stat.nodes),
         format!(
-            "  {} stored, {} raw: compression {:.2}; {} brought: dedup {:.2}; {} free",
+            "  {} stored, {} raw: compression {:.2}; content of all points {}: dedup {:.2}; {} free",
             format_bytes(stat.bytes_stored),
             format_bytes(stat.bytes_raw),
             ratio(stat.bytes_raw, stat.bytes_stored),
-            format_bytes(stat.bytes_brought),
-            ratio(stat.bytes_brought, stat.bytes_raw),
+            format_bytes(stat.bytes_content),
+            ratio(stat.bytes_content, stat.bytes_raw),
             format_bytes(stat.bytes_free),
         ),
         format!(

@@ -55,9 +55,7 @@ fn count_point(manifest: &Manifest, stat: &mut StatReport) {
     stat.points_protected += u64::from(manifest.flags.has(PointFlags::PROTECTED));
     for disk in &manifest.disks {
         stat.bytes_protected += disk.size_bytes;
-        let totals = &disk.totals;
-        let idle = totals.bytes_zero.saturating_add(totals.bytes_unchanged);
-        stat.bytes_brought += disk.size_bytes.saturating_sub(idle);
+        stat.bytes_content += disk.size_bytes.saturating_sub(disk.totals.bytes_zero);
     }
 }
 
