@@ -98,6 +98,10 @@ pub const COLLECT_PUNCH_PARTS: u64 = 8;
 pub const COLLECT_REWRITE_LIVE_PERCENT: u64 = 25;
 /// As above, where files cannot have holes.
 pub const COLLECT_REWRITE_LIVE_PERCENT_WITHOUT_HOLES: u64 = 50;
+/// Of what is stored, one part in so many may be copied to empty mostly dead packs.
+pub const COLLECT_REWRITE_PARTS: u64 = 10;
+/// Bytes of records that are checked or copied in one step of that.
+pub const COLLECT_COPY_BYTES: u64 = 8 << 20;
 /// Bytes of the file that is given up on a full file system, so that it can be collected.
 pub const BALLAST_BYTES_MAX: u64 = 32 << 20;
 /// It is not made smaller than this.

@@ -8,6 +8,7 @@ use gantry_common::ids::{IdKey, PointId, RepositoryId};
 use gantry_common::wire::PointSummary;
 use serde::Serialize;
 
+use super::ballast;
 use super::engine::{DIRS, Store, take_lock};
 use super::error::StoreError;
 use super::layout::{INDEX, INDEX_DIR, SUPERBLOCKS};
@@ -98,6 +99,7 @@ pub fn init_storage<S: Storage>(storage: &S, superblock: &Superblock) -> Result<
         let made = storage.create_dir(dir);
         made.map_err(|source| StoreError::io("create", storage.place(dir), source))?;
     }
+    ballast::put(storage);
     // The superblock last: without it there is no repository.
     superblock.write(storage)
 }

@@ -85,8 +85,7 @@ mod tests {
         let disk = MemoryStorage::new();
         put(&disk);
         put(&disk);
-        let disk = disk.after_power_loss();
-        assert_eq!(disk.files(), [BALLAST]);
+        assert_eq!(disk.after_power_loss().files(), [BALLAST]);
         let file = disk.open(BALLAST, OpenMode::Read).unwrap();
         assert_eq!(file.allocated_bytes().unwrap(), limits::BALLAST_BYTES_MAX);
         assert!(!give_up(&disk, 1 << 20).unwrap());

@@ -15,6 +15,7 @@ use gantry_common::manage::CollectReport;
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
 use gantry_common::wire::{SessionOffer, TaskNumber};
 
+use super::ballast;
 use super::error::StoreError;
 use super::index::{Finding, Location};
 use super::journal::{BaseRoot, JournalHead, SealedDisk, list_journals};
@@ -144,6 +145,9 @@ impl<S: Storage> Store<S> {
         superblock.check_writable(storage.place(""))?;
         let lock = take_lock(&storage, true)?;
         let mut notes = Vec::new();
+        if !ballast::give_up(&storage, gantry_common::limits::OPEN_FREE_BYTES_MIN)? {
+            ballast::put(&storage);
+        }
         if copy_failed {
             superblock.write(&storage)?;
             notes.push("a copy of the superblock was damaged or missing: written again".into());

@@ -26,7 +26,7 @@ mod location;
 mod sorter;
 
 use self::backend::{FileBackend, OverlayBackend};
-pub use self::collect::PackChange;
+pub use self::collect::{Move, PackChange};
 pub use self::damage::{Finding, Walked};
 pub use self::history::Collected;
 use self::location::{BLOCK_ROW_BYTES, INDEX_VERSION, PACK_ROW_BYTES};

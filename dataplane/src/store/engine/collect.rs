@@ -18,7 +18,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use gantry_common::ids::BlockId;
 use gantry_common::limits;
 use gantry_common::manage::{CollectOptions, CollectReport};
 use gantry_common::session::store_port::TaskKey;
@@ -34,7 +33,10 @@ use crate::store::task::SealStage;
 
 pub mod intent;
 pub mod policy;
+mod barriers;
 mod mark;
+mod plan;
+mod rewrite;
 mod roots;
 mod sweep;
 
@@ -88,28 +90,13 @@ impl<S: Storage> Shared<S> {
         let was = locked(&self.live).set_live(at.pack, at.slot);
         was.map_err(|fault| self.fault(fault))
     }
-
-    /// Whether the store may let something new refer to this place as it is: it is marked, or
-    /// exempt. What is not marked is taken as not there, and written anew.
-    pub(super) fn may_refer(&self, at: &Location) -> bool {
-        if self.dry_run {
-            return true;
-        }
-        match locked(&self.live).is_live(at.pack, at.slot) {
-            Ok(live) => live.unwrap_or(true),
-            Err(fault) => {
-                self.fail(self.fault(fault));
-                false
-            }
-        }
-    }
 }
 
 #[derive(Debug)]
-enum Stage {
+enum Stage<S: Storage> {
     Marking,
     Purging(VecDeque<PurgedDir>),
-    Sweeping(Sweep),
+    Sweeping(Box<Sweep<S>>),
     /// It failed while giving back: its intent may stand and be carried out at the next opening,
     /// so what was judged dead must stay unreferred to until then.
     Failed,
@@ -120,7 +107,7 @@ enum Stage {
 pub(super) struct Collection<S: Storage> {
     options: CollectOptions,
     shared: Arc<Shared<S>>,
-    stage: Stage,
+    stage: Stage<S>,
     report: CollectReport,
     /// Deleted points that were there at the beginning.
     purge: VecDeque<PurgedDir>,
@@ -133,13 +120,6 @@ pub(super) struct Collection<S: Storage> {
     next_step_ms: u64,
     began_ms: u64,
     marked_ms: u64,
-}
-
-impl<S: Storage> Collection<S> {
-    /// What a writer of new nodes and packs asks about places.
-    pub(super) fn shared(&self) -> Arc<Shared<S>> {
-        Arc::clone(&self.shared)
-    }
 }
 
 impl<S: Storage> Store<S> {
@@ -308,16 +288,15 @@ impl<S: Storage> Store<S> {
             Stage::Purging(dirs) => match dirs.pop_front() {
                 Some(dir) => dir.purge(&self.repo.storage, &mut collection.report).map(|()| false),
                 None => {
-                    let sweep = Sweep::new(&self.repo, &collection.shared, &collection.options)
-                        .map(|sweep| Stage::Sweeping(sweep.conservative(collection.has_lost)));
-                    sweep.map(|sweep| {
-                        collection.stage = sweep;
-                        false
-                    })
+                    let (options, has_lost) = (&collection.options, collection.has_lost);
+                    let sweep = Sweep::new(&self.repo, &collection.shared, options, has_lost);
+                    collection.stage = Stage::Sweeping(Box::new(sweep));
+                    Ok(false)
                 }
             },
             Stage::Sweeping(sweep) => {
-                sweep.step(&self.repo, &collection.shared, &mut collection.report)
+                let (shared, report) = (&collection.shared, &mut collection.report);
+                sweep.step(&self.repo, shared, &mut self.numbers, report)
             }
         };
         match done {
@@ -361,6 +340,12 @@ impl<S: Storage> Store<S> {
             Ok(()) => tracing::info!("collection: {} bytes freed", collection.report.bytes_freed),
             Err(error) => tracing::error!("collection: {error}"),
         }
+        if let Stage::Sweeping(sweep) = &mut collection.stage {
+            sweep.abandon(&self.repo);
+        }
+        if !collection.options.dry_run {
+            ballast::put(&self.repo.storage);
+        }
         // Whoever still marks for it stops.
         collection.shared.stopped.store(true, Ordering::Release);
         let was_giving_back = matches!(collection.stage, Stage::Sweeping(_));
@@ -401,73 +386,5 @@ impl<S: Storage> Store<S> {
             })?;
         }
         self.sync_journals()
-    }
-
-    /// Whether a superseded journal must stay for now; it is then removed when marking ends.
-    pub(super) fn keeps_journal(&mut self, key: TaskKey) -> bool {
-        match &mut self.collection {
-            Some(Collection { stage: Stage::Marking, dropped, .. }) => {
-                dropped.insert(key);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Lets something new refer to a record that the index names. While marking, that makes it
-    /// live; while giving back, only what is live may be referred to. Not for map nodes: a node is
-    /// live only together with what is below it.
-    pub(super) fn claim_block(&self, at: &Location) -> bool {
-        let Some(collection) = &self.collection else { return true };
-        if !matches!(collection.stage, Stage::Marking) {
-            return collection.shared.may_refer(at);
-        }
-        match collection.shared.set_live(at) {
-            Ok(_) => true,
-            Err(error) => {
-                collection.shared.fail(error);
-                false
-            }
-        }
-    }
-
-    /// What a writer of new nodes and packs asks about places.
-    pub(super) fn shared_collection(&self) -> Option<Arc<Shared<S>>> {
-        self.collection.as_ref().map(Collection::shared)
-    }
-
-    /// A tree is a root from now on: of a task's base, of a point that came back.
-    pub(super) fn add_root(&self, id: BlockId, blocks: u64, of: &str) {
-        if let Some(collection) = &self.collection
-            && matches!(collection.stage, Stage::Marking)
-            && !id.is_zero()
-        {
-            locked(&collection.shared.grey).push_back(Root { id, blocks, of: of.to_owned() });
-        }
-    }
-
-    /// A task's tree is sealed: if it was built before the collection began, nothing has looked at
-    /// what it refers to.
-    pub(super) fn add_built_root(&mut self, key: TaskKey, id: BlockId, blocks: u64) {
-        let Some(collection) = &mut self.collection else { return };
-        if collection.built.remove(&key) {
-            self.add_root(id, blocks, &format!("session {}, disk {}", key.session, key.task));
-        }
-    }
-
-    /// Whether a deleted point may come back: not once its blocks are being given up.
-    pub(super) fn may_undelete(
-        &self,
-        dir: &str,
-        point: gantry_common::ids::PointId,
-    ) -> Result<(), StoreError> {
-        let Some(collection) = &self.collection else { return Ok(()) };
-        let Stage::Purging(dirs) = &collection.stage else { return Ok(()) };
-        match dirs.iter().any(|purged| purged.holds(dir, point)) && !collection.options.dry_run {
-            true => Err(StoreError::Refused(format!(
-                "restore point {point} cannot come back: a collection is giving its blocks back"
-            ))),
-            false => Ok(()),
-        }
     }
 }

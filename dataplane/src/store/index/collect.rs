@@ -23,7 +23,37 @@ pub struct PackChange {
     pub kept: Vec<(BlockId, Location)>,
 }
 
+/// A record that stands at another place from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// Its id.
+    pub id: BlockId,
+    /// Where it stood: pack and offset.
+    pub from: (PackNumber, u64),
+    /// Where it stands.
+    pub to: Location,
+}
+
 impl Index {
+    /// Lets entries name the new places of records that were copied, durably. An entry that names
+    /// another place than the old one stays; what is known of a record goes with it.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn move_records(&self, moves: &[Move]) -> Result<(), StoreError> {
+        self.transact(true, |txn| {
+            let mut blocks = txn.open_table(BLOCKS)?;
+            for Move { id, from, to } in moves {
+                let at = blocks.get(&id.0)?.and_then(|row| Location::decode(row.value()));
+                if let Some(at) = at.filter(|at| (at.pack, at.offset) == *from) {
+                    let to = Location { verified: at.verified, damaged: at.damaged, ..*to };
+                    blocks.insert(&id.0, &to.encode())?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Makes these changes, and every earlier one, durable.
     ///
     /// # Errors

@@ -134,6 +134,11 @@ impl FaultyStorage {
         self.state().cannot_allocate = true;
     }
 
+    /// Bytes that files take.
+    pub fn used_bytes(&self) -> u64 {
+        self.state().used_bytes()
+    }
+
     /// What a disk may hold after a power cut: of what was not synced, writes are kept, lost or
     /// torn, lengths and names go back to some moment since.
     pub fn crash(&self, seed: u64) -> FaultyStorage {

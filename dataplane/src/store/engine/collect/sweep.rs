@@ -3,76 +3,72 @@
 //! In: complete marks. Out: space. In steps of a few packs each. Order of a step: the intent is
 //! durable; entries of dead records leave the index, durably; only then packs are removed, or
 //! footers are written that mark dead records as gone, made durable, and then holes are made.
-//! Invariant: the marks do not change any more. Must not: give up a record that is the only good
-//! copy of something that is needed.
+//! Packs that are worth rewriting come after all others. Invariant: the marks do not change any
+//! more. Must not: give up a record that is the only good copy of something that is needed.
 
 use std::collections::BTreeSet;
 
-use gantry_common::ids::BlockId;
 use gantry_common::limits;
 use gantry_common::manage::{CollectOptions, CollectReport};
 
 use super::intent::{self, Footer, PackIntent, punch};
-use super::policy::{Action, Means, PackUse, decide};
+use super::plan::{Plan, judge_pack};
+use super::policy::{Action, Means, decide};
+use super::rewrite::Rewrite;
 use super::{Shared, locked};
 use crate::store::error::StoreError;
-use crate::store::footer::{Slot, encode_footer, footer_bytes, read_footer};
-use crate::store::index::{Location, PackChange, PackRow};
+use crate::store::footer::{encode_footer, footer_bytes};
+use crate::store::index::PackChange;
 use crate::store::live_map::PackBits;
+use crate::store::pack::PackNumbers;
 use crate::store::repo::Repo;
 use crate::store::storage::{OpenMode, Storage, StorageFile};
 
-/// Notes of a report about single packs; more are only counted.
-const NOTES_MAX: usize = 100;
-
 /// Where giving back stands.
 #[derive(Debug)]
-pub(super) struct Sweep {
+pub(super) struct Sweep<S: Storage> {
     next: usize,
     total: usize,
     means: Means,
     /// Something that is needed was not found: a record without an entry may be it.
     has_lost: bool,
+    rewrite: Rewrite<S>,
 }
 
-/// What is to be done with a pack.
-#[derive(Debug)]
-struct Plan {
-    action: Action,
-    change: PackChange,
-    /// Its records, those that are given up among them.
-    slots: Vec<Slot>,
-    /// Records that are given up now.
-    gone: Vec<Slot>,
-}
-
-impl Sweep {
-    pub(super) fn new<S: Storage>(
+impl<S: Storage> Sweep<S> {
+    pub(super) fn new(
         repo: &Repo<S>,
         shared: &Shared<S>,
-        _options: &CollectOptions,
-    ) -> Result<Sweep, StoreError> {
-        let means = Means { can_punch: can_punch(&repo.storage), rewrite_bytes: 0 };
+        options: &CollectOptions,
+        has_lost: bool,
+    ) -> Sweep<S> {
+        let stored: u64 =
+            repo.packs().values().map(|row| row.file_bytes.saturating_sub(row.hole_bytes)).sum();
+        let means = Means {
+            can_punch: can_punch(&repo.storage),
+            rewrite_bytes: options
+                .rewrite_bytes_max
+                .unwrap_or(stored / limits::COLLECT_REWRITE_PARTS),
+        };
         let total = locked(&shared.live).packs().len();
-        Ok(Sweep { next: 0, total, means, has_lost: false })
-    }
-
-    /// Whether records without an entry are to be kept.
-    pub(super) fn conservative(self, has_lost: bool) -> Sweep {
-        Sweep { has_lost, ..self }
+        Sweep { next: 0, total, means, has_lost, rewrite: Rewrite::new(means, has_lost) }
     }
 
     pub(super) fn progress(&self) -> (u64, u64) {
         (self.next as u64, self.total as u64)
     }
 
-    /// Looks at the next packs; true after the last.
-    pub(super) fn step<S: Storage>(
+    /// Looks at the next packs, then rewrites; true when everything is done.
+    pub(super) fn step(
         &mut self,
         repo: &Repo<S>,
         shared: &Shared<S>,
+        numbers: &mut PackNumbers,
         report: &mut CollectReport,
     ) -> Result<bool, StoreError> {
+        if self.next >= self.total {
+            return self.rewrite.step(repo, shared, numbers, report);
+        }
         let mut plans = Vec::new();
         let mut slots = 0;
         for _ in 0..limits::COLLECT_COUNTED_PACKS_MAX {
@@ -81,7 +77,7 @@ impl Sweep {
             let bits = locked(&shared.live).packs().get(self.next).copied();
             let Some(bits) = bits.filter(|_| !is_full) else { break };
             self.next += 1;
-            if let Some(plan) = self.plan(bits, repo, shared, report)? {
+            if let Some(plan) = self.look(bits, repo, shared, report)? {
                 slots += plan.slots.len();
                 plans.push(plan);
             }
@@ -89,13 +85,18 @@ impl Sweep {
         if !plans.is_empty() && !report.dry_run {
             carry_out(plans, repo, report)?;
         }
-        Ok(self.next >= self.total)
+        Ok(false)
     }
 
-    /// What is to be done with a pack; nothing if it stays as it is. A pack in which nothing died
-    /// costs a look at its bits.
-    fn plan<S: Storage>(
-        &self,
+    /// Removes what was begun and serves nothing yet.
+    pub(super) fn abandon(&mut self, repo: &Repo<S>) {
+        self.rewrite.abandon(repo);
+    }
+
+    /// What is to be done with a pack now; nothing if it stays as it is for the moment. A pack in
+    /// which nothing died costs a look at its bits.
+    fn look(
+        &mut self,
         bits: PackBits,
         repo: &Repo<S>,
         shared: &Shared<S>,
@@ -107,137 +108,33 @@ impl Sweep {
         if live + row.gone == bits.slots && live > 0 || bits.slots == 0 {
             return Ok(None);
         }
-        let place = repo.storage.place(&bits.pack.path());
-        let mut leave = |what: String| {
-            let note = format!("pack {place} is left as it is: {what}");
-            note_once(report, note);
-            Ok(None)
+        let Some(mut plan) = judge_pack(bits, self.has_lost, repo, shared, report)? else {
+            return Ok(None);
         };
-        let footer = repo.open_pack(bits.pack).and_then(|file| {
-            let fault = |fault: crate::store::footer::PackFault| {
-                StoreError::damaged(place.clone(), 0, fault.to_string(), "run repo repair")
-            };
-            let len = file.len().map_err(|source| StoreError::io("measure", &*place, source))?;
-            Ok((read_footer(&file, bits.pack).map_err(fault)?, len))
-        });
-        let slots = match footer {
-            Ok((slots, len)) if slots.len() == bits.slots as usize && len == row.file_bytes => {
-                slots
-            }
-            Ok((slots, _)) => {
-                let known = bits.slots;
-                return leave(format!(
-                    "its footer has {} records, the index {known}: run repo rebuild-index",
-                    slots.len()
-                ));
-            }
-            Err(error) => return leave(error.to_string()),
-        };
-        let judged = match self.judge(bits, slots, repo, shared)? {
-            Ok(judged) => judged,
-            Err(what) => return leave(what),
-        };
-        Ok(self.decide(&row, judged, report))
-    }
-
-    /// Which records of a pack are given up. The inner error says why the pack must be left.
-    fn judge<S: Storage>(
-        &self,
-        bits: PackBits,
-        mut slots: Vec<Slot>,
-        repo: &Repo<S>,
-        shared: &Shared<S>,
-    ) -> Result<Result<Plan, String>, StoreError> {
-        let mut dead = Vec::new();
-        {
-            let mut live = locked(&shared.live);
-            for (position, _) in (0..).zip(&slots).filter(|(_, slot)| !slot.is_gone) {
-                let is_live = live.is_live(bits.pack, position);
-                if is_live.map_err(|fault| shared.fault(fault))? == Some(false) {
-                    dead.push(position);
-                }
-            }
-        }
-        let ids: Vec<BlockId> = dead.iter().map(|at: &u32| slots[*at as usize].id).collect();
-        let named = repo.index.find(&ids)?;
-        let row = None;
-        let mut change = PackChange { pack: bits.pack, row, gone: Vec::new(), kept: Vec::new() };
-        let mut gone = Vec::new();
-        for (position, named) in dead.into_iter().zip(named) {
-            let slot = &mut slots[position as usize];
-            let own = Location::of(slot, position, bits.pack);
-            let must_stay = match named {
-                Some(at) if at.is_same_place(&own) => {
-                    if at.slot != position {
-                        return Ok(Err(format!(
-                            "record {position} of its footer is record {} of the index: run repo \
-                             rebuild-index",
-                            at.slot
-                        )));
-                    }
-                    false
-                }
-                // What the index names cannot be used, so this copy is worth more than its space.
-                Some(at) => at.damaged || !repo.has_pack(at.pack),
-                None => self.has_lost,
-            };
-            if must_stay {
-                change.kept.push((slot.id, own));
-            } else {
-                slot.is_gone = true;
-                change.gone.push((slot.id, slot.offset));
-                gone.push(*slot);
-            }
-        }
-        Ok(Ok(Plan { action: Action::Keep, change, slots, gone }))
-    }
-
-    /// Fills in what is done with the pack, and counts it.
-    fn decide(&self, row: &PackRow, mut plan: Plan, report: &mut CollectReport) -> Option<Plan> {
-        let bytes = |slot: &Slot| slot.end() - slot.offset;
-        let live = || plan.slots.iter().filter(|slot| !slot.is_gone);
-        let dead_bytes: u64 = plan.gone.iter().map(bytes).sum();
-        let pack_use = PackUse {
-            file_bytes: row.file_bytes,
-            live: live().count() as u32,
-            live_bytes: live().map(bytes).sum(),
-            dead_bytes,
-        };
+        let pack_use = plan.pack_use();
         plan.action = decide(&pack_use, &self.means);
-        let count = plan.gone.len() as u64;
-        match plan.action {
-            Action::Keep | Action::Rewrite => {
-                report.bytes_dead_left += dead_bytes;
-                if plan.change.kept.is_empty() {
-                    return None;
-                }
-                // Only what the index must learn.
-                plan.change.gone = Vec::new();
-                plan.gone = Vec::new();
-                plan.change.row = Some(*row);
-                return Some(plan);
-            }
-            Action::Punch => {
-                report.packs_punched += 1;
-                let checked_ms = row.checked_ms;
-                plan.change.row =
-                    Some(PackRow { checked_ms, ..PackRow::of(&plan.slots, row.file_bytes) });
-            }
-            Action::Remove => report.packs_removed += 1,
+        if plan.action != Action::Rewrite || report.dry_run {
+            plan.count_as(plan.action, report);
         }
-        report.records_dead += count;
         if report.dry_run {
-            let whole = row.file_bytes.saturating_sub(row.hole_bytes);
-            report.bytes_freed += if plan.action == Action::Remove { whole } else { dead_bytes };
+            plan.estimate(report);
         }
-        Some(plan)
-    }
-}
-
-fn note_once(report: &mut CollectReport, note: String) {
-    tracing::warn!("{note}");
-    if report.notes.len() < NOTES_MAX {
-        report.notes.push(note);
+        match plan.action {
+            Action::Punch | Action::Remove => return Ok(Some(plan)),
+            Action::Keep => {}
+            Action::Rewrite => {
+                self.means.rewrite_bytes -= pack_use.live_bytes;
+                if !report.dry_run {
+                    self.rewrite.push(bits);
+                }
+                return Ok(None);
+            }
+        }
+        if plan.change.kept.is_empty() {
+            return Ok(None);
+        }
+        plan.change = plan.only_kept();
+        Ok(Some(plan))
     }
 }
 
@@ -250,7 +147,7 @@ fn can_punch<S: Storage>(storage: &S) -> bool {
 }
 
 /// Changes the index and then the disk, as the module's text says.
-fn carry_out<S: Storage>(
+pub(super) fn carry_out<S: Storage>(
     plans: Vec<Plan>,
     repo: &Repo<S>,
     report: &mut CollectReport,

@@ -114,7 +114,7 @@ impl State {
     }
 
     /// Bytes that files with a name take.
-    fn used_bytes(&self) -> u64 {
+    pub(super) fn used_bytes(&self) -> u64 {
         let inodes = self.folders.files();
         inodes.values().filter_map(|inode| self.inodes.get(inode)).map(Inode::used_bytes).sum()
     }
