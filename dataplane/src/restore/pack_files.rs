@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use gantry_common::failure::{Failure, FailureKind};
@@ -24,6 +25,9 @@ use tokio_uring::buf::BoundedBuf;
 const ALIGN: usize = 4096;
 /// Packs kept open.
 const FILES_MAX: usize = 32;
+/// After so long without a read they are closed: a collection gets space back only of packs that
+/// nobody has open.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// What is called with the buffer and how far it was filled.
 type Callback = Box<dyn FnOnce(ReadBuf, io::Result<usize>) + Send>;
@@ -90,6 +94,15 @@ impl<F: Clone> OpenFiles<F> {
         OpenFiles { files: VecDeque::with_capacity(FILES_MAX) }
     }
 
+    fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Closes all of them.
+    fn clear(&mut self) {
+        self.files.clear();
+    }
+
     fn get(&mut self, path: &Arc<str>, wrap: impl FnOnce(std::fs::File) -> F) -> io::Result<F> {
         let known = self.files.iter().position(|(open, _)| open == path);
         let entry = match known.and_then(|at| self.files.remove(at)) {
@@ -111,7 +124,18 @@ impl<F: Clone> OpenFiles<F> {
 async fn read_all(mut inbox: mpsc::UnboundedReceiver<ReadOrder>) {
     let mut files = OpenFiles::new();
     let mut tasks: VecDeque<tokio::task::JoinHandle<()>> = VecDeque::new();
-    while let Some(order) = inbox.recv().await {
+    loop {
+        let next = match files.is_empty() {
+            true => inbox.recv().await,
+            false => match tokio::time::timeout(IDLE, inbox.recv()).await {
+                Ok(next) => next,
+                Err(_) => {
+                    files.clear();
+                    continue;
+                }
+            },
+        };
+        let Some(order) = next else { break };
         let ReadOrder { path, offset, len, buf, callback } = order;
         match files.get(&path, |file| Rc::new(tokio_uring::fs::File::from_std(file))) {
             Err(error) => callback(buf, Err(error)),

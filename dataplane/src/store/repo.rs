@@ -149,10 +149,14 @@ impl<S: Storage> Repo<S> {
         durable: bool,
     ) -> Result<(), StoreError> {
         let row = PackRow::of(slots, file_bytes);
+        // Before the entries: who finds one must find its pack too.
+        self.set_pack_row(pack, Some(row));
         let is_usable = |other: &Location| self.has_pack(other.pack) && may_keep(other);
-        self.index.insert_pack(pack, &row, slots, &is_usable, durable)?;
-        self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(pack, row);
-        Ok(())
+        let added = self.index.insert_pack(pack, &row, slots, &is_usable, durable);
+        if added.is_err() {
+            self.set_pack_row(pack, None);
+        }
+        added
     }
 
     /// Remembers what was found at records' places; see [`Index::mark`].

@@ -9,7 +9,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use gantry_common::ids::BlockId;
+use gantry_common::ids::{BlockId, PointId};
 use gantry_common::limits;
 use gantry_common::manage::CollectReport;
 
@@ -52,7 +52,8 @@ pub struct Marker<S: Storage> {
     nodes: u64,
     /// Blocks that are in no pack, or damaged.
     lost: u64,
-    notes: Vec<String>,
+    /// Journals name blocks that are in no pack.
+    has_unfound: bool,
 }
 
 impl<S: Storage> Marker<S> {
@@ -76,7 +77,7 @@ impl<S: Storage> Marker<S> {
             unfinished: 0,
             nodes: 0,
             lost: 0,
-            notes: Vec::new(),
+            has_unfound: false,
         }
     }
 
@@ -89,14 +90,13 @@ impl<S: Storage> Marker<S> {
     }
 
     pub(super) fn has_lost(&self) -> bool {
-        self.lost > 0
+        self.lost > 0 || self.has_unfound
     }
 
     pub(super) fn report_to(&self, report: &mut CollectReport) {
         report.points_live = self.points;
         report.unfinished = self.unfinished;
         report.nodes_visited = self.nodes;
-        report.notes.extend(self.notes.iter().cloned());
         if self.lost > 0 {
             report.notes.push(format!(
                 "{} blocks that are needed are in no pack or damaged: run repo verify",
@@ -145,20 +145,17 @@ impl<S: Storage> Marker<S> {
 
     fn begin_root(&mut self, source: RootSource) -> Result<(), StoreError> {
         match source {
-            RootSource::Point { dir, point } | RootSource::ReadPoint { dir, point } => {
-                let (storage, repository) = (&self.repo.storage, self.repo.repository());
-                let manifest = RootSource::manifest(storage, &dir, point, repository)?;
-                // Purging waits for the marks, so a point can only be gone if it was at the
-                // beginning: then a reader found nothing either.
-                let Some(manifest) = manifest else { return Ok(()) };
-                self.points += 1;
-                for disk in &manifest.disks {
-                    let of = format!("{} of '{}', point {point}", disk.label, manifest.name);
-                    let root = Root { id: disk.root, blocks: disk.blocks(), of };
-                    self.roots.push_front(RootSource::Tree(root));
-                    self.roots_total += 1;
+            RootSource::Point { dir, point } => {
+                if !self.point(&dir, point)? {
+                    return Err(StoreError::Refused(format!(
+                        "nothing is given back: restore point {point} in {} has vanished while \
+                         its blocks were marked; collect again",
+                        self.repo.storage.place(&dir)
+                    )));
                 }
             }
+            // A reader that came too late holds a pin of a point that is gone.
+            RootSource::ReadPoint { dir, point } => drop(self.point(&dir, point)?),
             RootSource::Journal { path, whole_to } => {
                 let reader = open_journal(&self.repo.storage, &path)?;
                 self.unfinished += 1;
@@ -173,9 +170,25 @@ impl<S: Storage> Marker<S> {
                 self.journal = Some((reader, whole_to));
             }
             RootSource::Tree(root) => self.tree(&root)?,
-            RootSource::Blocks(ids) => self.blocks(&ids)?,
+            // Some of them may be unknown: they were only asked for.
+            RootSource::Blocks(ids) => drop(self.blocks(&ids)?),
         }
         Ok(())
+    }
+
+    /// Queues the trees of a point; false if it is nowhere.
+    fn point(&mut self, dir: &str, point: PointId) -> Result<bool, StoreError> {
+        let (storage, repository) = (&self.repo.storage, self.repo.repository());
+        let manifest = RootSource::manifest(storage, dir, point, repository)?;
+        let Some(manifest) = manifest else { return Ok(false) };
+        self.points += 1;
+        for disk in &manifest.disks {
+            let of = format!("{} of '{}', point {point}", disk.label, manifest.name);
+            let root = Root { id: disk.root, blocks: disk.blocks(), of };
+            self.roots.push_front(RootSource::Tree(root));
+            self.roots_total += 1;
+        }
+        Ok(true)
     }
 
     fn journal_entry(&mut self) -> Result<(), StoreError> {
@@ -183,7 +196,12 @@ impl<S: Storage> Marker<S> {
         match reader.next_entry()? {
             Some(Entry::Stored(blocks) | Entry::Known(blocks)) => {
                 let ids: Vec<BlockId> = blocks.iter().map(|(_, id)| *id).collect();
-                ids.chunks(limits::NODE_CHILDREN as usize).try_for_each(|ids| self.blocks(ids))
+                for ids in ids.chunks(limits::NODE_CHILDREN as usize) {
+                    // In a pack that a failed task has not sealed yet, or lost: nobody takes it
+                    // over then, but it might be what a record without an entry is.
+                    self.has_unfound |= self.blocks(ids)? > 0;
+                }
+                Ok(())
             }
             Some(Entry::Sealed(sealed)) => {
                 let head = &reader.head;
@@ -250,7 +268,8 @@ impl<S: Storage> Marker<S> {
             Err(error) => return Err(error),
         };
         if level == 0 {
-            return self.blocks(&children);
+            self.lost += self.blocks(&children)?;
+            return Ok(());
         }
         let ids: Vec<BlockId> = children.into_iter().filter(|id| !id.is_zero()).collect();
         let places = self.repo.index.find(&ids)?;
@@ -272,21 +291,22 @@ impl<S: Storage> Marker<S> {
         )))
     }
 
-    /// Makes blocks live.
-    fn blocks(&mut self, ids: &[BlockId]) -> Result<(), StoreError> {
+    /// Makes blocks live; how many of them are in no pack, or damaged.
+    fn blocks(&mut self, ids: &[BlockId]) -> Result<u64, StoreError> {
         let mut ids: Vec<BlockId> = ids.iter().filter(|id| !id.is_zero()).copied().collect();
         // Neighbours in the index are looked up one after the other.
         ids.sort_unstable();
         let places = self.repo.index.find(&ids)?;
+        let mut lost = 0;
         let mut live = locked(&self.shared.live);
         for at in places {
             let Some(at) = at.filter(|at| self.repo.has_pack(at.pack)) else {
-                self.lost += 1;
+                lost += 1;
                 continue;
             };
-            self.lost += u64::from(at.damaged);
+            lost += u64::from(at.damaged);
             live.set_live(at.pack, at.slot).map_err(|fault| self.shared.fault(fault))?;
         }
-        Ok(())
+        Ok(lost)
     }
 }

@@ -245,8 +245,22 @@ impl<F: StorageFile> Source<F> {
         Ok(Progress::More)
     }
 
-    /// Copies the next records.
+    /// Copies the next records, and lets the disk have them, so that sealing need not wait long.
     fn copy<S: Storage<File = F>>(
+        &mut self,
+        repo: &Repo<S>,
+        out: &mut PackSet<F>,
+        numbers: &mut PackNumbers,
+    ) -> Result<Progress, StoreError> {
+        let progress = self.copy_next(repo, out, numbers)?;
+        if let Some(pack) = out.packs.last() {
+            let synced = pack.file.sync_data();
+            synced.map_err(|source| StoreError::io("sync", pack.place.clone(), source))?;
+        }
+        Ok(progress)
+    }
+
+    fn copy_next<S: Storage<File = F>>(
         &mut self,
         repo: &Repo<S>,
         out: &mut PackSet<F>,

@@ -14,6 +14,24 @@ fn block_id(seed: u64) -> BlockId {
     KEY.block_id(&raw(seed, K256 as u32))
 }
 
+/// A point cannot vanish while it is marked; if it does, its blocks are not taken for dead.
+#[test]
+fn a_point_that_vanishes_ends_the_collection() {
+    let mut rig = Rig::new();
+    let point = rig.point("vm", 1, 4, &Model::from([(0, 1)]));
+    let mut marker = rig.begin();
+    rig.disk.remove(&PointFile::Manifest.path("points/vm", point)).unwrap();
+    let error = loop {
+        match marker.step() {
+            Ok(done) => assert!(!done),
+            Err(error) => break error,
+        }
+    };
+    assert!(error.to_string().contains("has vanished"), "{error}");
+    rig.store.fail_collection(error);
+    assert!(rig.give_back().is_err() && rig.packs().len() == 1);
+}
+
 fn assert_clean(rig: &Rig) {
     let report = verify(&rig.store.reader()).unwrap();
     assert!(report.is_clean(), "{report:?}");
@@ -187,12 +205,17 @@ fn known_blocks_that_no_journal_names_yet_are_kept() {
     rig.open(session(2), &offer("new", &[4 * K256]));
     rig.open_task(key(2, 0)).unwrap();
     assert_eq!(rig.query(key(2, 0), vec![(0, block_id(1))]), [true]);
+    // One that waits for a check, with one that nobody knows.
+    let blocks = vec![(1, block_id(2)), (2, block_id(77))];
+    rig.store.handle(StoreCommand::Query { key: key(2, 0), batch: 5, blocks }, 0);
     let done = rig.collect();
-    assert_eq!(done.records_live, 1, "{done:?}");
-    rig.mark(key(2, 0), 1, 3, MarkKind::Zero);
+    assert_eq!(done.records_live, 2, "{done:?}");
+    assert!(done.notes.is_empty(), "what was only asked for is not lost: {done:?}");
+    rig.append(key(2, 0), 2, 3, K256 as u32);
+    rig.mark(key(2, 0), 3, 1, MarkKind::Zero);
     rig.seal(key(2, 0));
     let point = rig.store.reader().points("new").unwrap()[0].point;
-    rig.check_point("new", point, &[Model::from([(0, 1)])]);
+    rig.check_point("new", point, &[Model::from([(0, 1), (1, 2), (2, 3)])]);
 }
 
 #[test]
