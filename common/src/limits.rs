@@ -82,6 +82,9 @@ pub const INQUIRIES_MAX: usize = 4096;
 pub const LIVE_MAP_CACHE_BYTES: usize = 8 << 20;
 /// Map nodes in new packs that a collection remembers to have walked; beyond, it walks them again.
 pub const COLLECT_NEW_NODES_MAX: usize = 64 << 10;
+/// Ids of blocks, 32 bytes each, that a collection gathers and sorts before it looks them up, so
+/// that neighbours in the index are read together.
+pub const COLLECT_GATHERED_IDS_MAX: usize = 1 << 20;
 /// Packs that a collection changes in one step; between steps the store does its other work.
 pub const COLLECT_BATCH_PACKS_MAX: usize = 8;
 /// Records that such a step gives up, unless a single pack has more.

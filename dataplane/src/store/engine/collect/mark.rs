@@ -1,8 +1,8 @@
 //! Marking: walks every tree that must stay, each shared node once, and sets the bits of all that
 //! is in it.
 //!
-//! In: roots. Out: bits. One path of a tree is in memory, of 1024 children a level. Runs on any
-//! thread beside the store. Invariant: a node's bit is set when its children are queued, and
+//! In: roots. Out: bits. One path of a tree is in memory, of 1024 children a level, and
+//! [`limits::COLLECT_GATHERED_IDS_MAX`] ids of blocks. Runs on any thread beside the store. Invariant: a node's bit is set when its children are queued, and
 //! marking is done only when nothing is queued. Must not: leave anything out; what cannot be read
 //! ends the collection.
 
@@ -42,6 +42,11 @@ pub struct Marker<S: Storage> {
     roots_total: u64,
     journal: Option<(JournalReader<S::File>, u64)>,
     path: Vec<Frame>,
+    /// Blocks of leaves, to be looked up together; sorted, and marked from the end, once there are
+    /// enough.
+    gathered: Vec<BlockId>,
+    gathered_max: usize,
+    is_gathering: bool,
     /// Whose tree is walked, for messages.
     of: String,
     /// Nodes in packs that are not judged, which have no bit.
@@ -71,6 +76,9 @@ impl<S: Storage> Marker<S> {
             roots,
             journal: None,
             path: Vec::new(),
+            gathered: Vec::new(),
+            gathered_max: limits::COLLECT_GATHERED_IDS_MAX,
+            is_gathering: true,
             of: String::new(),
             new_nodes: HashSet::new(),
             points: 0,
@@ -81,12 +89,20 @@ impl<S: Storage> Marker<S> {
         }
     }
 
+    /// Looks blocks up in batches of about this many.
+    #[cfg(test)]
+    pub(in crate::store::engine) fn gather_at_most(mut self, ids: usize) -> Marker<S> {
+        self.gathered_max = ids;
+        self
+    }
+
     pub(super) fn is_of(&self, shared: &Arc<Shared<S>>) -> bool {
         Arc::ptr_eq(&self.shared, shared)
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.path.is_empty() && self.journal.is_none() && self.roots.is_empty()
+        let is_idle = self.path.is_empty() && self.gathered.is_empty();
+        is_idle && self.journal.is_none() && self.roots.is_empty()
     }
 
     pub(super) fn has_lost(&self) -> bool {
@@ -121,6 +137,9 @@ impl<S: Storage> Marker<S> {
             let text = "the collection was stopped before it gave anything back";
             return Err(fault.unwrap_or_else(|| StoreError::Refused(text.to_owned())));
         }
+        if !self.is_gathering {
+            return self.mark_gathered().map(|()| false);
+        }
         if let Some(frame) = self.path.last_mut() {
             let level = frame.level;
             match frame.children.next() {
@@ -139,7 +158,11 @@ impl<S: Storage> Marker<S> {
         let grey = locked(&self.shared.grey).pop_front();
         match grey {
             Some(root) => self.tree(&root).map(|()| false),
-            None => Ok(true),
+            None if self.gathered.is_empty() => Ok(true),
+            None => {
+                self.begin_marking_gathered();
+                Ok(false)
+            }
         }
     }
 
@@ -268,7 +291,10 @@ impl<S: Storage> Marker<S> {
             Err(error) => return Err(error),
         };
         if level == 0 {
-            self.lost += self.blocks(&children)?;
+            self.gathered.extend(children.iter().filter(|id| !id.is_zero()));
+            if self.gathered.len() >= self.gathered_max {
+                self.begin_marking_gathered();
+            }
             return Ok(());
         }
         let ids: Vec<BlockId> = children.into_iter().filter(|id| !id.is_zero()).collect();
@@ -289,6 +315,21 @@ impl<S: Storage> Marker<S> {
              known which blocks it needs; run repo repair, then collect again",
             self.of
         )))
+    }
+
+    fn begin_marking_gathered(&mut self) {
+        self.gathered.sort_unstable();
+        self.gathered.dedup();
+        self.is_gathering = false;
+    }
+
+    /// Marks a piece of what was gathered.
+    fn mark_gathered(&mut self) -> Result<(), StoreError> {
+        let from = self.gathered.len().saturating_sub(limits::NODE_CHILDREN as usize);
+        let ids = self.gathered.split_off(from);
+        self.lost += self.blocks(&ids)?;
+        self.is_gathering = self.gathered.is_empty();
+        Ok(())
     }
 
     /// Makes blocks live; how many of them are in no pack, or damaged.

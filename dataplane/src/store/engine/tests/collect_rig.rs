@@ -30,7 +30,7 @@ impl Rig {
     }
 
     pub fn begin(&mut self) -> MemoryMarker {
-        self.store.begin_collection(CollectOptions::default()).unwrap()
+        self.store.begin_collection(CollectOptions::default()).unwrap().gather_at_most(2)
     }
 
     /// Marks to the end, as far as roots are known.
@@ -57,7 +57,7 @@ impl Rig {
     }
 
     pub fn try_collect(&mut self, options: CollectOptions) -> Result<CollectReport, StoreError> {
-        let mut marker = self.store.begin_collection(options)?;
+        let mut marker = self.store.begin_collection(options)?.gather_at_most(5);
         loop {
             match marker.step() {
                 Ok(false) => {}
