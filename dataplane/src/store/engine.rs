@@ -26,7 +26,7 @@ use super::reader::StoreReader;
 use super::reconcile::{open_index, packs_on_disk, reconcile};
 use super::repo::Repo;
 use super::storage::{Completion, LockError, Storage, Wake, WriteQueue};
-use super::superblock::{Superblock, next_epoch};
+use super::superblock::{Superblock, next_epoch, read_epoch};
 use super::task::Task;
 use crate::payload::Payload;
 
@@ -152,9 +152,13 @@ impl<S: Storage> Store<S> {
             superblock.write(&storage)?;
             notes.push("a copy of the superblock was damaged or missing: written again".into());
         }
-        let newest = packs_on_disk(&storage)?.last().map_or(0, |pack| pack.epoch());
-        let epoch = next_epoch(&storage, newest)?;
+        if let Err(error @ StoreError::Damaged { .. }) = read_epoch(&storage) {
+            notes.push(format!("{error}: done"));
+        }
         let index = open_index(&storage, &superblock, true, &mut notes)?;
+        let newest = packs_on_disk(&storage)?.last().map_or(0, |pack| pack.epoch());
+        let epoch = next_epoch(&storage, newest.max(index.newest_epoch()?))?;
+        index.note_epoch(epoch)?;
         let finished = collect::intent::finish(&storage, superblock.repository, &index)?;
         if !finished.is_empty() {
             let packs = finished.len();
@@ -207,6 +211,16 @@ impl<S: Storage> Store<S> {
                     head.offer.vm_config = Vec::new();
                     let key = TaskKey { session: head.session, task: head.task };
                     self.journals.insert(key, head);
+                }
+                None if !path.ends_with(".tmp") => {
+                    // It got its name only when it was durable: this is damage, and not a crash's.
+                    let place = self.repo.storage.place(&path);
+                    let renamed = self.repo.storage.rename(&path, &format!("{path}.damaged"));
+                    renamed.map_err(|source| StoreError::io("rename", place.clone(), source))?;
+                    self.notes.push(format!(
+                        "{place} is damaged: it is set aside, and its backup begins anew with what \
+                         the repository knows"
+                    ));
                 }
                 None => {
                     // Never acknowledged anything: its name was not durable, or it was a copy.

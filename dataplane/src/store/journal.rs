@@ -282,6 +282,34 @@ impl<F: StorageFile> JournalReader<F> {
     }
 }
 
+impl<F: StorageFile> JournalReader<F> {
+    /// Once the entries have ended: the byte at which a damaged frame hides whole ones, if any
+    /// does. What a crash tore off has nothing whole behind it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn hidden_fault(&self) -> Result<Option<u64>, StoreError> {
+        let fail = |source| StoreError::io("read", self.place.clone(), source);
+        let len = self.file.len().map_err(fail)?;
+        let frame_max = limits::JOURNAL_ENTRY_BYTES_MAX as u64 + FRAME_HEAD_BYTES;
+        let end = len.min(self.at + frame_max + FRAME_HEAD_BYTES);
+        let mut bytes = vec![0; end.saturating_sub(self.at) as usize];
+        self.file.read_exact_at(self.at, &mut bytes).map_err(fail)?;
+        for (behind, head) in (1..).zip(bytes.windows(4).skip(1)) {
+            let mut body = [0; 4];
+            body.copy_from_slice(head);
+            let body = u64::from(u32::from_le_bytes(body));
+            let fits =
+                (1..frame_max).contains(&body) && self.at + behind + FRAME_HEAD_BYTES + body <= len;
+            if fits && read_frame(&self.file, self.at + behind, self.seed).map_err(fail)?.is_some()
+            {
+                return Ok(Some(self.at));
+            }
+        }
+        Ok(None)
+    }
+}
+
 fn read_frame<F: StorageFile>(file: &F, at: u64, seed: u32) -> io::Result<Option<Vec<u8>>> {
     let mut head = [0; FRAME_HEAD_BYTES as usize];
     if file.read_at(at, &mut head)? < head.len() {
@@ -312,7 +340,8 @@ pub fn list_journals<S: Storage>(
         .list(JOURNALS)
         .map_err(|source| StoreError::io("list", storage.place(JOURNALS), source))?;
     let mut heads = Vec::new();
-    for entry in entries.iter().filter(|entry| !entry.is_dir) {
+    let is_journal = |name: &str| name.ends_with(".journal") || name.ends_with(".tmp");
+    for entry in entries.iter().filter(|entry| !entry.is_dir && is_journal(&entry.name)) {
         let path = format!("{JOURNALS}/{}", entry.name);
         if entry.name.ends_with(".tmp") {
             heads.push((path, None));

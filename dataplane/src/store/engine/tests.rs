@@ -4,6 +4,7 @@ mod rig;
 mod crash;
 mod damage;
 mod faults;
+mod flips;
 mod repair;
 mod regressions;
 mod points;

@@ -22,6 +22,7 @@ use crate::store::layout::PackNumber;
 const LOST: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("lost");
 /// Nodes that no repair could bring back.
 const GIVEN_UP: TableDefinition<&[u8; 32], ()> = TableDefinition::new("given_up");
+const META_EPOCH: &str = "epoch";
 const META_GENERATION: &str = "damage generation";
 const RUN_BYTES: usize = 16;
 
@@ -248,6 +249,33 @@ impl Index {
     pub(super) fn forget_healed(txn: &WriteTransaction) -> Result<(), redb::Error> {
         txn.open_table(LOST)?.retain(|_, runs| runs.is_empty())?;
         Ok(())
+    }
+
+    /// The newest epoch that it was opened under, or that a pack which it knows is of: entries of
+    /// packs that are gone stay, so no later epoch may be one of these again.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn newest_epoch(&self) -> Result<u32, StoreError> {
+        let newest = self.packs()?.last_key_value().map_or(0, |(pack, _)| pack.epoch());
+        guarded(&self.place, || {
+            let txn = self.db.begin_read().map_err(|error| self.fault(error))?;
+            let meta = txn.open_table(META).map_err(|error| self.fault(error))?;
+            let value = meta.get(META_EPOCH).map_err(|error| self.fault(error))?;
+            let noted = value.and_then(|value| Fields::new(value.value()).u32()).unwrap_or(0);
+            Ok(newest.max(noted))
+        })
+    }
+
+    /// Notes the epoch that it is opened under.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn note_epoch(&self, epoch: u32) -> Result<(), StoreError> {
+        self.transact(false, |txn| {
+            txn.open_table(META)?.insert(META_EPOCH, epoch.to_le_bytes().as_slice())?;
+            Ok(())
+        })
     }
 
     pub(super) fn transact<T>(
