@@ -201,6 +201,92 @@ fn a_lost_pack_is_named_and_healed() {
     scene.spared_is_whole();
 }
 
+/// Spoils the record of the map leaf with this number; the root is number 0 too.
+fn spoil_leaf(packs: &[PathBuf], number: u64) {
+    for pack in packs {
+        let bytes = std::fs::read(pack).unwrap();
+        for (offset, page) in (0..).step_by(4096).zip(bytes.chunks(4096)) {
+            let is_node = page.len() >= 128 && &page[..7] == b"GANTREC" && page[10] == 2;
+            if is_node && page[96..104] == number.to_le_bytes() {
+                return images::flip(pack, offset + 130, 1);
+            }
+        }
+    }
+    panic!("no leaf {number} in {packs:?}");
+}
+
+/// A VM whose disk has more than one map leaf, with data under both.
+fn two_leaves(scene: &Scene) -> PathBuf {
+    let disk = scene.site.scratch.join("leaves.raw");
+    images::blank(&disk, 1100 * MIB);
+    for at in [3, 500, 1050, 1090] {
+        images::overwrite(&disk, at * MIB, &vec![at as u8 + 1; 700_000]);
+    }
+    disk
+}
+
+#[test]
+fn a_lost_map_leaf_heals_without_a_full() {
+    let scene = Scene::new();
+    let disk = two_leaves(&scene);
+    let before = packs(&scene.site);
+    let backup = || scene.site.backup_local("leaves").disk(&disk, "leaves").report();
+    let old = backup().point();
+    let mut new = packs(&scene.site);
+    new.retain(|pack| !before.contains(pack));
+    spoil_leaf(&new, 1);
+    scene.verify_names(&["leaves", &old, "1024+76"]);
+    let to = scene.site.scratch.join("never.raw");
+    scene.site.restore_local("leaves").point(&old).run(&to).fails_with(5);
+    let report = backup();
+    assert_eq!(report.number("bytes_transferred"), 0, "the blocks are known, only the map is lost");
+    for point in [&old, &report.point()] {
+        scene.site.restore_local("leaves").point(point).equals(&disk);
+    }
+    // What is left is the damaged record itself, which nobody needs: a collection takes it away.
+    scene.site.repo("gc").ok();
+    scene.site.verify();
+    scene.site.restore_local("leaves").point(&old).equals(&disk);
+}
+
+#[test]
+fn repair_saves_what_records_prove() {
+    let scene = Scene::new();
+    let disk = two_leaves(&scene);
+    let before = packs(&scene.site);
+    scene.site.backup_local("leaves").disk(&disk, "leaves").report();
+    let mut new = packs(&scene.site);
+    new.retain(|pack| !before.contains(pack));
+    spoil_leaf(&new, 1);
+    images::flip(&scene.hit_packs[0], bytes(&scene.hit_packs[0]) - 64, 8);
+    images::flip(&scene.site.repository.join("superblock.1"), 20, 4);
+    let manifests = files_below(&scene.site.repository.join("points"));
+    let of_hit = |path: &&PathBuf| file_name(path) == format!("{}.manifest", scene.hit_point);
+    images::flip(manifests.iter().find(of_hit).unwrap(), 100, 3);
+    let folder = scene.site.repository.as_os_str();
+    let repair = |more: &[&str]| {
+        let mut arguments = vec!["repo".as_ref(), "repair".as_ref(), folder, "--json".as_ref()];
+        arguments.extend(more.iter().map(std::ffi::OsStr::new));
+        scene.site.run(&arguments)
+    };
+    let count = |report: &serde_json::Value, field: &str| report[field].as_u64().unwrap();
+    let tried = repair(&["--dry-run"]).fails_with(5).json();
+    assert!(tried["dry_run"].as_bool().unwrap() && count(&tried, "nodes_rebuilt") == 1, "{tried}");
+    scene.verify_names(&["1024+76", "superblock"]);
+    let report = repair(&[]).ok().json();
+    assert_eq!(count(&report, "nodes_rebuilt"), 1, "{report}");
+    assert_eq!(count(&report, "manifests_restored"), 1, "{report}");
+    assert!(count(&report, "packs_sealed") >= 1, "{report}");
+    scene.site.restore_local("leaves").equals(&disk);
+    scene.site.restore_local("hit").point(&scene.hit_point).equals(&scene.hit);
+    scene.spared_is_whole();
+    scene.site.repo("gc").ok();
+    scene.site.verify();
+    let server = scene.site.serve();
+    repair(&[]).fails_with(5).saying(&["in use by process"]);
+    drop(server);
+}
+
 #[test]
 fn a_damaged_superblock_has_copies() {
     let scene = Scene::new();
