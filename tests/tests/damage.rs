@@ -204,7 +204,7 @@ fn a_lost_pack_is_named_and_healed() {
 /// Spoils the record of the map leaf with this number; the root is number 0 too.
 fn spoil_leaf(packs: &[PathBuf], number: u64) {
     for pack in packs {
-        let bytes = std::fs::read(pack).unwrap();
+        let bytes = std::fs::read(pack).expect("readable");
         for (offset, page) in (0..).step_by(4096).zip(bytes.chunks(4096)) {
             let is_node = page.len() >= 128 && &page[..7] == b"GANTREC" && page[10] == 2;
             if is_node && page[96..104] == number.to_le_bytes() {

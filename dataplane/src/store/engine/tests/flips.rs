@@ -154,13 +154,10 @@ impl World {
         assert!(report.is_clean(), "{report:?}");
         rig.store.shut_down();
         assert_eq!(points.len(), 5);
-        World {
-            disk: rig.disk.after_power_loss(),
-            points,
-            deleted,
-            unfinished: (late, model),
-            newest,
-        }
+        let disk = rig.disk.clone();
+        // Closed as it should be, the index is not looked through when it is opened.
+        drop(rig);
+        World { disk: disk.after_power_loss(), points, deleted, unfinished: (late, model), newest }
     }
 
     /// Every structure and the bytes that it takes: file, first byte, count.
