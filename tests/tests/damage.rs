@@ -235,7 +235,7 @@ fn a_lost_map_leaf_heals_without_a_full() {
     let mut new = packs(&scene.site);
     new.retain(|pack| !before.contains(pack));
     spoil_leaf(&new, 1);
-    scene.verify_names(&["leaves", &old, "1024+76"]);
+    scene.verify_names(&["leaves", &old, "\"first\": 1024", "\"count\": 76"]);
     let to = scene.site.scratch.join("never.raw");
     scene.site.restore_local("leaves").point(&old).run(&to).fails_with(5);
     let report = backup();
@@ -272,7 +272,7 @@ fn repair_saves_what_records_prove() {
     let count = |report: &serde_json::Value, field: &str| report[field].as_u64().unwrap();
     let tried = repair(&["--dry-run"]).fails_with(5).json();
     assert!(tried["dry_run"].as_bool().unwrap() && count(&tried, "nodes_rebuilt") == 1, "{tried}");
-    scene.verify_names(&["1024+76", "superblock"]);
+    scene.verify_names(&["\"first\": 1024", "\"count\": 76", "superblock", "its copy serves"]);
     let report = repair(&[]).ok().json();
     assert_eq!(count(&report, "nodes_rebuilt"), 1, "{report}");
     assert_eq!(count(&report, "manifests_restored"), 1, "{report}");

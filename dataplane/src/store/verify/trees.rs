@@ -62,7 +62,15 @@ impl<S: Storage> Verifier<'_, S> {
     /// What is wrong with a point's two files, unless they were taken away meanwhile.
     fn manifest(&mut self, listed: &ListedPoint) {
         let place = self.reader.repo().storage.place(&listed.place());
-        for fault in listed.fault.iter().chain(&self.reader.copy_fault(listed)) {
+        if let Some(fault) = &listed.fault {
+            let what = match fault {
+                StoreError::Damaged { what, .. } => what.clone(),
+                error => error.to_string(),
+            };
+            let what = format!("{what}; its copy serves: run repo repair to write it anew");
+            self.report.damage(&place, 0, what);
+        }
+        if let Some(fault) = self.reader.copy_fault(listed) {
             self.report.damage(&place, 0, fault);
         }
         match &listed.manifest {
