@@ -171,15 +171,20 @@ impl<S: Storage> Repo<S> {
         Ok(())
     }
 
-    /// Notes when every record of a pack was last read.
+    /// Notes when every record of a pack was last read, and how many were damaged.
     ///
     /// # Errors
     /// [`StoreError::Index`].
-    pub fn set_checked(&self, pack: PackNumber, checked_ms: u64) -> Result<(), StoreError> {
-        self.index.set_checked(pack, checked_ms)?;
+    pub fn set_checked(
+        &self,
+        pack: PackNumber,
+        checked_ms: u64,
+        damaged: u32,
+    ) -> Result<(), StoreError> {
+        self.index.set_checked(pack, checked_ms, damaged)?;
         let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(row) = packs.get_mut(&pack) {
-            row.checked_ms = checked_ms;
+            (row.checked_ms, row.damaged) = (checked_ms, damaged);
         }
         Ok(())
     }

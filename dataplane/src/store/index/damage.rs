@@ -109,16 +109,21 @@ impl Index {
         Ok(is_new)
     }
 
-    /// Notes when every record of a pack was last read.
+    /// Notes when every record of a pack was last read, and how many were damaged.
     ///
     /// # Errors
     /// [`StoreError::Index`].
-    pub fn set_checked(&self, pack: PackNumber, checked_ms: u64) -> Result<(), StoreError> {
+    pub fn set_checked(
+        &self,
+        pack: PackNumber,
+        checked_ms: u64,
+        damaged: u32,
+    ) -> Result<(), StoreError> {
         self.transact(false, |txn| {
             let mut packs = txn.open_table(PACKS)?;
             let row = packs.get(pack.0)?.and_then(|row| PackRow::decode(row.value()));
             if let Some(row) = row {
-                packs.insert(pack.0, &PackRow { checked_ms, ..row }.encode())?;
+                packs.insert(pack.0, &PackRow { checked_ms, damaged, ..row }.encode())?;
             }
             Ok(())
         })

@@ -118,6 +118,8 @@ pub struct PackRow {
     pub hole_bytes: u64,
     /// When every record of it was last read and checked, milliseconds since 1970; 0: never.
     pub checked_ms: u64,
+    /// Records that were damaged then; a collection gives dead ones among them up.
+    pub damaged: u32,
 }
 
 impl PackRow {
@@ -143,7 +145,7 @@ impl PackRow {
 
     /// Whether both say the same of the records; holes and checks may differ.
     pub fn is_alike(&self, other: &PackRow) -> bool {
-        let of = |row: &PackRow| PackRow { hole_bytes: 0, checked_ms: 0, ..*row };
+        let of = |row: &PackRow| PackRow { hole_bytes: 0, checked_ms: 0, damaged: 0, ..*row };
         of(self) == of(other)
     }
 
@@ -161,7 +163,7 @@ impl PackRow {
         out.extend(self.gone.to_le_bytes());
         out.extend(self.hole_bytes.to_le_bytes());
         out.extend(self.checked_ms.to_le_bytes());
-        out.extend([0; 4]);
+        out.extend(self.damaged.to_le_bytes());
         fixed(&out)
     }
 
@@ -175,6 +177,7 @@ impl PackRow {
             gone: fields.u32()?,
             hole_bytes: fields.u64()?,
             checked_ms: fields.u64()?,
+            damaged: fields.u32()?,
         })
     }
 }

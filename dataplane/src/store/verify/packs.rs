@@ -168,6 +168,8 @@ impl<S: Storage> Verifier<'_, S> {
                 }
             }
         }
+        let damaged = found.iter().filter(|(_, _, finding)| *finding == Finding::Damaged).count();
+        let damaged = u32::try_from(damaged).unwrap_or(u32::MAX);
         self.compare_index(pack, &found)?;
         if listed.is_footer && !self.pace.is_stopped {
             let bytes = file.len().map_err(|source| StoreError::io("measure", place, source))?;
@@ -182,7 +184,7 @@ impl<S: Storage> Verifier<'_, S> {
         }
         repo.mark(&found)?;
         if repo.index.is_writable() && !self.pace.is_stopped {
-            repo.set_checked(pack, self.now_ms)?;
+            repo.set_checked(pack, self.now_ms, damaged)?;
         }
         Ok(())
     }

@@ -49,6 +49,7 @@ impl Plan {
             live: self.live().count() as u32,
             live_bytes: self.live().map(|(_, slot)| bytes(slot)).sum(),
             dead_bytes: self.gone.iter().map(bytes).sum(),
+            is_damaged: self.row.damaged > 0,
         }
     }
 

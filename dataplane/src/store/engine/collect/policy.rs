@@ -17,6 +17,8 @@ pub struct PackUse {
     pub live_bytes: u64,
     /// Bytes of records that are dead and not given back yet.
     pub dead_bytes: u64,
+    /// Verification found damaged records in it.
+    pub is_damaged: bool,
 }
 
 /// What is possible.
@@ -57,7 +59,9 @@ pub fn decide(pack: &PackUse, means: &Means) -> Action {
     if is_mostly_dead && pack.live_bytes <= means.rewrite_bytes {
         return Action::Rewrite;
     }
-    let is_worth_it = pack.dead_bytes >= limits::COLLECT_PUNCH_BYTES_MIN
+    // Else every verification would name a damaged record that nothing needs any more.
+    let is_worth_it = pack.is_damaged
+        || pack.dead_bytes >= limits::COLLECT_PUNCH_BYTES_MIN
         || pack.dead_bytes * limits::COLLECT_PUNCH_PARTS >= pack.file_bytes;
     match means.can_punch && is_worth_it {
         true => Action::Punch,
@@ -75,6 +79,7 @@ mod tests {
             live: live_mib as u32,
             live_bytes: live_mib << 20,
             dead_bytes: dead_mib << 20,
+            is_damaged: false,
         };
         decide(&pack, &Means { can_punch, rewrite_bytes: rewrite_mib << 20 })
     }
@@ -100,8 +105,11 @@ mod tests {
             live: 1,
             live_bytes: file_bytes - dead_bytes,
             dead_bytes,
+            is_damaged: false,
         };
         assert_eq!(decide(&pack(256 << 20, 8192), &means), Action::Keep);
+        let damaged = PackUse { is_damaged: true, ..pack(256 << 20, 8192) };
+        assert_eq!(decide(&damaged, &means), Action::Punch);
         assert_eq!(decide(&pack(64 << 10, 8192), &means), Action::Punch);
     }
 }
