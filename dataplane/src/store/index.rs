@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use gantry_common::ids::{BlockId, RepositoryId};
 use gantry_common::limits;
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::error::StoreError;
 use super::footer::Slot;
@@ -21,6 +21,7 @@ use super::storage::{OpenMode, Storage};
 mod backend;
 mod collect;
 mod damage;
+mod database;
 mod history;
 mod location;
 mod sorter;
@@ -28,6 +29,7 @@ mod sorter;
 use self::backend::{FileBackend, OverlayBackend};
 pub use self::collect::{Move, PackChange};
 pub use self::damage::{Finding, Walked};
+use self::database::Handle;
 pub use self::history::Collected;
 use self::location::{BLOCK_ROW_BYTES, INDEX_VERSION, PACK_ROW_BYTES};
 pub use self::location::{Location, PackRow};
@@ -43,7 +45,7 @@ const META_REPOSITORY: &str = "repository";
 /// The index of one repository; shared between threads.
 #[derive(Debug)]
 pub struct Index {
-    db: Database,
+    db: Handle,
     place: String,
     writable: bool,
     /// Records are known to be damaged or packs to be missing, or may be.
@@ -86,7 +88,7 @@ impl Index {
             opened.map_err(|error| fault(error.to_string()))
         })?;
         let index = Index {
-            db,
+            db: Handle::new(db),
             place: place.clone(),
             writable,
             suspect: AtomicBool::new(false),

@@ -103,16 +103,27 @@ fn repair_open<S: Storage>(
     mut report: RepairReport,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<RepairReport, StoreError> {
-    let (mut store, mut found) = open_and_read(storage, now_ms, &mut report, on_progress)?;
-    if found.index_wrong > 0 && !report.index_rebuilt {
-        store.shut_down();
-        drop(store);
-        {
-            let _lock = take_lock(storage, true)?;
-            remove_index(storage, &mut report)?;
+    let read = match open_and_read(storage, now_ms, &mut report, on_progress) {
+        Ok((mut store, found)) if found.index_wrong > 0 && !report.index_rebuilt => {
+            store.shut_down();
+            None
         }
-        (store, found) = open_and_read(storage, now_ms, &mut report, on_progress)?;
-    }
+        Err(error @ StoreError::Index { .. }) if !report.index_rebuilt => {
+            report.notes.push(error.to_string());
+            None
+        }
+        read => Some(read?),
+    };
+    let (mut store, found) = match read {
+        Some(read) => read,
+        None => {
+            {
+                let _lock = take_lock(storage, true)?;
+                remove_index(storage, &mut report)?;
+            }
+            open_and_read(storage, now_ms, &mut report, on_progress)?
+        }
+    };
     take_in(&mut report, &found);
     let reader = store.reader();
     let lost = nodes::rebuild(&reader, &mut |built| store.write_nodes(built), &mut report)?;

@@ -12,6 +12,7 @@ use gantry_common::wire::{BaseAnswer, MarkKind, SessionOffer};
 
 use super::K256;
 use super::rig::{KEY, Model, Rig, offer, raw, session, verify};
+use crate::store::error::StoreError;
 use crate::store::footer::read_footer;
 use crate::store::layout::{PackNumber, SUPERBLOCKS};
 use crate::store::manifest::point_of;
@@ -287,9 +288,17 @@ fn flip(world: &World, disk: MemoryStorage, what: &str, with_repair: bool) -> Co
         named |= is_noted(&report.notes) || report.damages > 0 || !report.is_whole();
         repaired = Some(report);
     }
-    let mut rig = Rig::try_on(disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let (mut rig, report) = match open_and_verify(&disk) {
+        Ok(opened) => opened,
+        // The error says what to do.
+        Err(StoreError::Index { .. }) => {
+            named = true;
+            crate::store::admin::rebuild_index(disk.clone()).unwrap();
+            open_and_verify(&disk).unwrap_or_else(|error| panic!("{what}: {error}"))
+        }
+        Err(error) => panic!("{what}: {error}"),
+    };
     named |= is_noted(rig.store.notes());
-    let report = verify(&rig.store.reader()).unwrap();
     rig.settle();
     named |= !report.is_clean();
     count.named = u32::from(named);
@@ -305,6 +314,12 @@ fn flip(world: &World, disk: MemoryStorage, what: &str, with_repair: bool) -> Co
         heals(world, &mut rig, &format!("{what}; {:?}; {repaired_notes:?}", brief(&report)));
     count.whole_after = u32::from(whole);
     count
+}
+
+fn open_and_verify(disk: &MemoryStorage) -> Result<(Rig, VerifyReport), StoreError> {
+    let rig = Rig::try_on(disk.clone())?;
+    let report = verify(&rig.store.reader())?;
+    Ok((rig, report))
 }
 
 fn brief(report: &VerifyReport) -> (u64, Option<String>, usize, u64) {
