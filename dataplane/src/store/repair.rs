@@ -151,6 +151,8 @@ fn open_and_read<S: Storage>(
     }
     store.poll(0);
     if found.index_wrong > 0 {
+        let wrong = found.index_wrong;
+        report.notes.push(format!("the index differed from the packs in {wrong} places"));
         // Differences that are none any more need no new index.
         found.index_wrong = index_differences(&reader)?;
     }

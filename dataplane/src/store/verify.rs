@@ -47,6 +47,8 @@ struct Verifier<'a, S: Storage> {
     /// Ids of damaged records for which the index names no good place.
     unresolved: HashSet<BlockId>,
     wrong: Vec<Wrong>,
+    /// Records that were remembered as damaged, and are not.
+    found_whole: u64,
     pace: Pace<'a>,
 }
 
@@ -74,6 +76,7 @@ pub fn verify<S: Storage>(
         bad: HashSet::new(),
         unresolved: HashSet::new(),
         wrong: Vec::new(),
+        found_whole: 0,
         pace: Pace::new(options.rate, total, on_progress),
     };
     verifier.structures()?;
@@ -87,6 +90,10 @@ pub fn verify<S: Storage>(
     verifier.trees()?;
     verifier.recheck()?;
     let mut report = verifier.report;
+    if verifier.found_whole > 0 {
+        let note = "records that were remembered as damaged were found whole";
+        report.notes.push(format!("{} {note}", verifier.found_whole));
+    }
     if verifier.pace.is_stopped {
         report.complete = false;
         report.notes.push("it was stopped before its end: what was not read is not known".into());

@@ -207,6 +207,9 @@ impl<S: Storage> Verifier<'_, S> {
                     false => !known.damaged && repo.has_pack(known.pack),
                 }
             };
+            let is_wrongly_held =
+                known.is_some_and(|known| known.is_same_place(at) && known.damaged);
+            self.found_whole += u64::from(is_wrongly_held && *finding == Finding::Good);
             match finding {
                 Finding::Good if !known.is_some_and(|known| serves(&known)) => {
                     repo.inquiries.push(Inquiry::Copy(*id, *at));

@@ -278,9 +278,17 @@ fn is_noted(notes: &[String]) -> bool {
 /// What the flip did: named, and whether everything restored before and after healing.
 fn flip(world: &World, disk: MemoryStorage, what: &str, with_repair: bool) -> Count {
     let mut count = Count { flips: 1, ..Count::default() };
-    if let Ok((reader, _)) = StoreReader::open(disk.clone()) {
-        count.whole_at_once = u32::from(world.all_restore(&reader, what));
-    }
+    let read_only = match StoreReader::open(disk.clone()) {
+        Ok((reader, notes)) => {
+            count.whole_at_once = u32::from(world.all_restore(&reader, what));
+            let first = &world.points[0];
+            let manifest = reader.manifest(first.name, Some(first.point));
+            let disks = manifest.map(|manifest| manifest.disks).unwrap_or_default();
+            let leaf = disks.first().map(|disk| reader.leaf(disk, 0).map(drop));
+            format!("{notes:?} {leaf:?}")
+        }
+        Err(error) => error.to_string(),
+    };
     let mut named = false;
     let mut repaired = None;
     if with_repair {
@@ -300,9 +308,13 @@ fn flip(world: &World, disk: MemoryStorage, what: &str, with_repair: bool) -> Co
     };
     named |= is_noted(rig.store.notes());
     rig.settle();
-    named |= !report.is_clean();
+    named |= !report.is_clean() || is_noted(&report.notes);
     count.named = u32::from(named);
     if !named {
+        assert_eq!(
+            count.whole_at_once, 1,
+            "{what}: a restore failed ({read_only}; repair {with_repair}), and nothing says why"
+        );
         assert!(world.all_restore(&rig.store.reader(), what), "{what}: neither named nor harmless");
         undeletes_and_resumes(world, &mut rig, what);
         count.irrelevant = 1;
