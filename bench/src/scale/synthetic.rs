@@ -27,10 +27,10 @@ use gantry_dataplane::store::storage::kernel::KernelStorage;
 use gantry_dataplane::store::storage::{OpenMode, Storage, StorageFile};
 use gantry_dataplane::store::superblock::{Superblock, next_epoch};
 
-/// Blocks of a pack: 1 MiB blocks that shrink by half fill 256 MiB.
-const BLOCKS_A_PACK: u64 = 512;
-const STORED_BYTES: u32 = 500_000;
-const RAW_BYTES: u32 = 1 << 20;
+/// Blocks of a pack: 256 KiB blocks that shrink by half fill 256 MiB.
+const BLOCKS_A_PACK: u64 = 2048;
+const STORED_BYTES: u32 = 125_000;
+const RAW_BYTES: u32 = 256 << 10;
 /// One leaf in so many belongs to the deleted point alone.
 const LEAVES_A_DELETED: u64 = 100;
 /// Rows of the index written at once.
@@ -288,7 +288,7 @@ impl<'a> Maps<'a> {
 fn point(storage: &KernelStorage, number: u8, blocks: u64, root: BlockId) -> Result<PointId> {
     let session = SessionId([number; 16]);
     let created_ms = 1000 * u64::from(number);
-    let block_size = BlockSize::M1;
+    let block_size = BlockSize::K256;
     let disk = DiskRecord {
         identity: "disk".into(),
         label: "disk".into(),
