@@ -6,6 +6,7 @@
 //! those that are known to be lost: new damage drops all rows in the same transaction. Everything
 //! here may be lost with the index: then damage is presumed until a verification of everything.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use gantry_common::extents::Run;
@@ -107,6 +108,32 @@ impl Index {
             if is_new { self.suspect_in(txn).map(|()| true) } else { Ok(false) }
         })?;
         Ok(is_new)
+    }
+
+    /// Entries that name places of a pack at which there is no record, as far as they are not known
+    /// to be damaged: what a footer that is lost had listed, and no look at the pack finds. Walks the
+    /// whole index: only for a pack whose footer cannot be read.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn strays(
+        &self,
+        pack: PackNumber,
+        there: &HashSet<u64>,
+    ) -> Result<Vec<(BlockId, Location)>, StoreError> {
+        guarded(&self.place, || {
+            let txn = self.db.begin_read().map_err(|error| self.fault(error))?;
+            let table = txn.open_table(BLOCKS).map_err(|error| self.fault(error))?;
+            let mut strays = Vec::new();
+            for row in table.iter().map_err(|error| self.fault(error))? {
+                let (id, row) = row.map_err(|error| self.fault(error))?;
+                let at = Location::decode(row.value()).filter(|at| at.pack == pack && !at.damaged);
+                if let Some(at) = at.filter(|at| !there.contains(&at.offset)) {
+                    strays.push((BlockId(*id.value()), at));
+                }
+            }
+            Ok(strays)
+        })
     }
 
     /// Notes when every record of a pack was last read, and how many were damaged.

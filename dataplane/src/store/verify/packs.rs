@@ -4,7 +4,7 @@
 //! A record given up by a collection is no damage, nor is a pack that it removed: where something
 //! is wrong, the footer is read once more to learn that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use gantry_common::ids::BlockId;
@@ -168,9 +168,18 @@ impl<S: Storage> Verifier<'_, S> {
                 }
             }
         }
+        self.compare_index(pack, &found)?;
+        if !listed.is_footer && !self.pace.is_stopped {
+            let there: HashSet<u64> = listed.slots.iter().map(|slot| slot.offset).collect();
+            let strays = repo.index.strays(pack, &there)?;
+            if !strays.is_empty() {
+                let what = format!("{} records that stood in it are not there", strays.len());
+                self.report.damage(&place, 0, what);
+            }
+            found.extend(strays.into_iter().map(|(id, at)| (id, at, Finding::Damaged)));
+        }
         let damaged = found.iter().filter(|(_, _, finding)| *finding == Finding::Damaged).count();
         let damaged = u32::try_from(damaged).unwrap_or(u32::MAX);
-        self.compare_index(pack, &found)?;
         if listed.is_footer && !self.pace.is_stopped {
             let bytes = file.len().map_err(|source| StoreError::io("measure", place, source))?;
             let known = repo.packs().get(&pack).copied().unwrap_or_default();
