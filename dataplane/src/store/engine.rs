@@ -18,7 +18,7 @@ use gantry_common::wire::{SessionOffer, TaskNumber};
 use super::ballast;
 use super::error::StoreError;
 use super::index::{Finding, Location};
-use super::journal::{BaseRoot, JournalHead, SealedDisk};
+use super::journal::{BaseRoot, JournalHead, SealedDisk, list_journals};
 use super::layout::{JOURNALS, LOCK, PACKS, POINTS, PackNumber};
 use super::pack::{OpenPack, PackNumbers};
 use super::points::sync_points;
@@ -202,6 +202,35 @@ impl<S: Storage> Store<S> {
         store.load_journals()?;
         store.commit_sealed_sessions()?;
         Ok(store)
+    }
+
+    fn load_journals(&mut self) -> Result<(), StoreError> {
+        for (path, head) in list_journals(&self.repo.storage)? {
+            match head {
+                Some(mut head) => {
+                    head.offer.vm_config = Vec::new();
+                    let key = TaskKey { session: head.session, task: head.task };
+                    self.journals.insert(key, head);
+                }
+                None if !path.ends_with(".tmp") => {
+                    // It got its name only when it was durable: this is damage, and not a crash's.
+                    let place = self.repo.storage.place(&path);
+                    let renamed = self.repo.storage.rename(&path, &format!("{path}.damaged"));
+                    renamed.map_err(|source| StoreError::io("rename", place.clone(), source))?;
+                    self.notes.push(format!(
+                        "{place} is damaged: it is set aside, and its backup begins anew with what \
+                         the repository knows"
+                    ));
+                }
+                None => {
+                    // Never acknowledged anything: its name was not durable, or it was a copy.
+                    let place = self.repo.storage.place(&path);
+                    let removed = self.repo.storage.remove(&path);
+                    removed.map_err(|source| StoreError::io("remove", place, source))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What a person should know of the opening, one line each.

@@ -43,6 +43,11 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         seeds: u64,
     },
+    /// Make a golden repository with the program as it is, once for each change of the format.
+    Golden {
+        /// Its name, such as format-1-first.
+        name: String,
+    },
     /// Build disk images with real content, in two versions each.
     Corpus {
         /// Which images.
@@ -87,6 +92,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Test { filter } => suite::test(filter.as_deref()),
         Command::Soak { seeds } => suite::soak(seeds),
+        Command::Golden { name } => suite::golden(&name),
         Command::Demo { mover } => demo::run(mover),
         Command::Corpus { size, dir, seed, compact } => {
             let request = corpus::Request { size, folder: dir, seed, compact };

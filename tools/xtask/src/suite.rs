@@ -51,6 +51,17 @@ pub fn soak(seeds: u64) -> Result<()> {
     shell::show(&mut nextest)
 }
 
+/// Makes a golden repository in tests/golden.
+///
+/// # Errors
+/// One of that name is there, or what was made does not restore.
+pub fn golden(name: &str) -> Result<()> {
+    let mut nextest = shell::cargo(&crate::root());
+    nextest.args(["nextest", "run", "--package", "gantry-tests", "--test", "golden"]);
+    nextest.args(["--run-ignored", "only", "make"]).env("GANTRY_GOLDEN", name);
+    shell::show(&mut nextest)
+}
+
 /// Whether a library's comment holds a code fence that rustdoc would compile.
 fn has_doc_tests(root: &Path) -> bool {
     let folders = ["common", "dataplane", "control", "bench"].map(|name| root.join(name));

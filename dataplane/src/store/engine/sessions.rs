@@ -9,41 +9,10 @@ use gantry_common::wire::SessionOffer;
 
 use super::{Session, Store};
 use crate::store::error::StoreError;
-use crate::store::journal::list_journals;
 use crate::store::manifest::{Manifest, point_of};
 use crate::store::storage::{Storage, WriteQueue};
 
 impl<S: Storage> Store<S> {
-    /// The journals of sessions that are not committed.
-    pub(super) fn load_journals(&mut self) -> Result<(), StoreError> {
-        for (path, head) in list_journals(&self.repo.storage)? {
-            match head {
-                Some(mut head) => {
-                    head.offer.vm_config = Vec::new();
-                    let key = TaskKey { session: head.session, task: head.task };
-                    self.journals.insert(key, head);
-                }
-                None if !path.ends_with(".tmp") => {
-                    // It got its name only when it was durable: this is damage, and not a crash's.
-                    let place = self.repo.storage.place(&path);
-                    let renamed = self.repo.storage.rename(&path, &format!("{path}.damaged"));
-                    renamed.map_err(|source| StoreError::io("rename", place.clone(), source))?;
-                    self.notes.push(format!(
-                        "{place} is damaged: it is set aside, and its backup begins anew with what \
-                         the repository knows"
-                    ));
-                }
-                None => {
-                    // Never acknowledged anything: its name was not durable, or it was a copy.
-                    let place = self.repo.storage.place(&path);
-                    let removed = self.repo.storage.remove(&path);
-                    removed.map_err(|source| StoreError::io("remove", place, source))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     pub(super) fn open_session(&mut self, session: SessionId, offer: SessionOffer) {
         match self.admit(session, offer) {
             Ok(()) => {
