@@ -194,8 +194,10 @@ fn finish_footer<S: Storage>(
         )
     })?;
     let gone: Vec<Slot> = slots.iter().filter(|slot| slot.is_gone).copied().collect();
-    let checked_ms = index.packs()?.get(&pack).map_or(0, |row| row.checked_ms);
-    let row = Some(PackRow { checked_ms, ..PackRow::of(&slots, len) });
+    // A pack that the index does not know stays unknown: its row would say that its records are
+    // listed, and they are not. The comparison that follows reads its footer.
+    let known = index.packs()?.get(&pack).map(|row| row.checked_ms);
+    let row = known.map(|checked_ms| PackRow { checked_ms, ..PackRow::of(&slots, len) });
     index.change_packs(&[PackChange { pack, row, gone: places(&gone), kept: Vec::new() }])?;
     punch(&file, &gone).map_err(fail("make holes in"))
 }

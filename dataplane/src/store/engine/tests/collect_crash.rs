@@ -4,6 +4,8 @@ use gantry_common::manage::{CollectOptions, CollectReport};
 
 use super::K256;
 use super::rig::{Model, Rig, new_disk, offer, session, verify};
+use crate::store::layout::INDEX;
+use crate::store::storage::Storage;
 use crate::store::storage::memory::MemoryStorage;
 
 const KEPT: &str = "kept";
@@ -188,4 +190,28 @@ fn a_collection_that_failed_takes_nothing_that_came_later() {
         }
     }
     assert!(later > 5, "only {later} backups came to an end after a failed collection");
+}
+
+/// Crash suite, seed 9177: a collection was interrupted and the index lost. Finishing it made the
+/// new index know a pack without its records, so that they were in no pack.
+#[test]
+fn an_interrupted_collection_and_a_lost_index_hide_no_record() {
+    let disk = prepared();
+    let whole = disk.after_power_loss();
+    script(whole.clone()).expect("the script runs to its end");
+    let mut interrupted = 0;
+    for cut in 0..=whole.operations() {
+        let disk = disk.after_power_loss();
+        disk.power_off_at(cut);
+        script(disk.clone());
+        let disk = disk.after_kill();
+        disk.remove(INDEX).unwrap();
+        let rig = Rig::on(disk);
+        interrupted += u32::from(rig.store.notes().iter().any(|note| note.contains("interrupted")));
+        let kept = rig.store.reader().points(KEPT).unwrap();
+        rig.check_point(KEPT, kept.last().unwrap().point, &[model(2)]);
+        let report = verify(&rig.store.reader()).unwrap();
+        assert_eq!((report.damages, report.hits.len(), report.index_wrong), (0, 0, 0), "cut {cut}");
+    }
+    assert!(interrupted > 5, "{interrupted}");
 }
