@@ -139,6 +139,11 @@ impl FaultyStorage {
         self.state().used_bytes()
     }
 
+    /// A file system that has no holes.
+    pub fn refuse_holes(&self) {
+        self.state().cannot_punch = true;
+    }
+
     /// What a disk may hold after a power cut: of what was not synced, writes are kept, lost or
     /// torn, lengths and names go back to some moment since.
     pub fn crash(&self, seed: u64) -> FaultyStorage {

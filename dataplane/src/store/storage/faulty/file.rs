@@ -33,7 +33,12 @@ impl FaultyFile {
 
     fn change(&self, operation: &str, change: Change) -> io::Result<()> {
         let mut state = self.disk.begin(operation, &self.path)?;
-        if state.cannot_allocate && matches!(change, Change::Allocate(_)) {
+        let is_refused = match change {
+            Change::Allocate(_) => state.cannot_allocate,
+            Change::Punch { .. } => state.cannot_punch,
+            Change::Write { .. } | Change::SetLen(_) => false,
+        };
+        if is_refused {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let inode = state.inode(self.inode)?;
