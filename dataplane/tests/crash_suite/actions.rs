@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use gantry_common::ids::SessionId;
+use gantry_common::manage::Retention;
 use gantry_common::session::store_port::{StoreCommand, TaskKey};
 use gantry_common::wire::{BaseChoice, Mark, TaskTotals};
 use gantry_dataplane::store::engine::Store;
@@ -15,7 +16,7 @@ use super::vm::offer;
 use super::world::World;
 
 /// The kinds of actions, with how often each is drawn.
-const ACTIONS: [(Action, u32); 9] = [
+const ACTIONS: [(Action, u32); 12] = [
     (Action::Advance, 50),
     (Action::Start, 7),
     (Action::Detach, 2),
@@ -25,6 +26,9 @@ const ACTIONS: [(Action, u32); 9] = [
     (Action::Restore, 1),
     (Action::Verify, 1),
     (Action::Intrude, 1),
+    (Action::Keep, 3),
+    (Action::Collect, 9),
+    (Action::Spoil, 1),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +42,9 @@ enum Action {
     Restore,
     Verify,
     Intrude,
+    Keep,
+    Collect,
+    Spoil,
 }
 
 impl World {
@@ -66,6 +73,9 @@ impl World {
             Action::Restore => self.restore_some(),
             Action::Verify => self.verify(),
             Action::Intrude => self.intrude(),
+            Action::Keep => self.keep_or_delete(),
+            Action::Collect => self.collect(),
+            Action::Spoil => self.spoil(),
         }
     }
 
@@ -106,7 +116,11 @@ impl World {
         let points = self.points.of(&name);
         let base = base.unwrap_or_else(|| draw_base(&mut self.random, &points));
         let session = self.next_session();
-        let offer = offer(&name, &frozen, self.created_ms(), base);
+        let mut offer = offer(&name, &frozen, self.created_ms(), base);
+        if self.has_retention {
+            let points_min = self.random.u32(1..4);
+            offer.retention = Some(Retention { points_min, ..Retention::default() });
+        }
         self.backups.insert(session, Backup::new(vm, frozen, offer, session));
         session
     }
@@ -248,11 +262,26 @@ impl World {
         }
     }
 
+    /// Spoils a byte of a pack, in runs that are about damage.
+    fn spoil(&mut self) {
+        let packs = self.disk.files().into_iter().filter(|path| path.ends_with(".pack"));
+        let packs: Vec<String> = packs.collect();
+        if !self.is_spoiling || packs.is_empty() {
+            return;
+        }
+        let path = &packs[self.random.usize(0..packs.len())];
+        let offset = self.random.u64(0..64 << 10);
+        self.disk.rot(path, offset, 1 << self.random.u8(0..8));
+        self.note(format!("{path} is spoilt at byte {offset}"));
+        self.points.is_damaged = true;
+        self.stats.spoilt += 1;
+    }
+
     /// Another process tries to open the repository.
     fn intrude(&mut self) {
         match Store::open(self.disk.clone()) {
             Err(StoreError::Locked { .. }) => {}
-            _ if self.is_cut() || self.is_faulty => {}
+            _ if self.may_fail() => {}
             other => panic!("a second writer came in: {other:?}"),
         }
     }

@@ -37,6 +37,8 @@ pub struct DiskTask {
     pub accounted: RunSet,
     /// The store said that these are durable, and nothing since allows it to forget.
     pub acknowledged: RunSet,
+    /// The base that those refer to.
+    pub acknowledged_base: Option<PointId>,
     pub base: Option<Base>,
     pub asked_base: bool,
     pub queries: BTreeMap<u64, Vec<(u64, BlockId)>>,
@@ -91,7 +93,8 @@ impl Backup {
         self.has_failed = false;
         for disk in &mut self.disks {
             let acknowledged = std::mem::take(&mut disk.acknowledged);
-            *disk = DiskTask { acknowledged, ..DiskTask::default() };
+            let acknowledged_base = disk.acknowledged_base;
+            *disk = DiskTask { acknowledged, acknowledged_base, ..DiskTask::default() };
         }
     }
 
@@ -107,8 +110,8 @@ impl Backup {
 }
 
 impl DiskTask {
-    pub fn open(&mut self, base: &BaseAnswer, durable: &[Run], content: Option<Disk>) {
-        let base = match base {
+    pub fn open(&mut self, base_answer: &BaseAnswer, durable: &[Run], content: Option<Disk>) {
+        let base = match base_answer {
             BaseAnswer::Usable { size_bytes, damaged, .. } => Some(Base {
                 size_bytes: *size_bytes,
                 damaged: damaged.iter().copied().collect(),
@@ -117,8 +120,13 @@ impl DiskTask {
             }),
             BaseAnswer::NotAsked | BaseAnswer::Unusable { .. } => None,
         };
+        let acknowledged_base = match base_answer {
+            BaseAnswer::Usable { point, .. } => Some(*point),
+            BaseAnswer::NotAsked | BaseAnswer::Unusable { .. } => None,
+        };
         let durable: RunSet = durable.iter().copied().collect();
         *self = DiskTask {
+            acknowledged_base,
             is_open: true,
             accounted: durable.clone(),
             acknowledged: durable,

@@ -4,10 +4,12 @@
 //! operation drawn by the seed, between two actions, or in order; the next opening may be cut too.
 
 use gantry_dataplane::store::error::StoreError;
-use gantry_dataplane::store::layout::INDEX;
-use gantry_dataplane::store::storage::Storage;
+use gantry_dataplane::store::footer::{Slot, read_footer};
+use gantry_dataplane::store::layout::{INDEX, PackNumber};
 use gantry_dataplane::store::storage::faulty::Fault;
+use gantry_dataplane::store::storage::{OpenMode, Storage};
 
+use super::trace::is_traced;
 use super::world::World;
 
 /// Errors of Linux, errno(3).
@@ -90,6 +92,7 @@ impl World {
             }
         }
         self.stats.operations += self.disk.operations();
+        self.describe_disk();
         self.drop_store();
         self.disk = match end {
             End::PowerCut => self.disk.crash(seed),
@@ -97,10 +100,32 @@ impl World {
             End::Restart => self.disk.kill(seed),
         };
         self.disk.end_faults();
+        self.describe_disk();
         self.is_faulty = false;
         if self.random.u8(0..20) == 0 && self.disk.remove(INDEX).is_ok() {
             self.stats.index_lost += 1;
             self.note("the index is lost");
+        }
+    }
+
+    /// Prints files and footers, if the trace is printed as it comes.
+    fn describe_disk(&self) {
+        if !is_traced() {
+            return;
+        }
+        for path in self.disk.files() {
+            let number = path.rsplit('/').next().and_then(PackNumber::from_file_name);
+            let file = self.disk.open(&path, OpenMode::Read);
+            let slots = number.zip(file.ok()).map(|(number, file)| read_footer(&file, number));
+            let slot = |slot: &Slot| {
+                format!("{}{}", &slot.id.to_string()[..6], if slot.is_gone { "-" } else { "" })
+            };
+            let slots = match slots {
+                Some(Ok(slots)) => slots.iter().map(slot).collect::<Vec<_>>().join(" "),
+                Some(Err(fault)) => fault.to_string(),
+                None => String::new(),
+            };
+            eprintln!("      {path} {slots}");
         }
     }
 
@@ -127,18 +152,31 @@ impl World {
         self.check();
     }
 
-    /// The end of a run: every VM gets a whole backup, and all is well.
+    /// The end of a run: a verification finds what is spoilt, every VM gets a whole backup, what
+    /// nobody needs is given back, and all is well.
     pub fn conclude(&mut self) {
+        self.verify();
+        let mut made = Vec::new();
         for vm in 0..self.vms.len() {
             let session = self.begin(vm, true, None);
             self.open(session);
             self.finish(session);
             assert!(self.backups[&session].is_committed, "a backup without any fault");
+            made.push(self.backups[&session].point);
         }
         self.settle();
         assert!(self.pool_is_whole(), "every buffer is back");
         self.check();
+        // Whatever was spoilt before: what is made now restores.
+        let spoilt = std::mem::take(&mut self.points.is_damaged);
+        self.restores_strictly(&made);
+        self.points.is_damaged = spoilt;
         self.verify();
+        if !self.store().is_collecting() {
+            self.begin_collection();
+        }
+        self.finish_collection();
+        self.restores_strictly(&made);
         self.store().shut_down();
         self.stats.operations += self.disk.operations();
         self.drop_store();
@@ -146,5 +184,6 @@ impl World {
         let opened: Result<(), StoreError> = self.try_open();
         assert!(opened.is_ok(), "{:?}", opened.err());
         self.check();
+        self.restores_strictly(&made);
     }
 }

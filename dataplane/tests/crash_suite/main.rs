@@ -14,9 +14,11 @@ mod actions;
 mod backup;
 mod check;
 mod content;
+mod keeping;
 mod life;
 mod model;
 mod stats;
+mod trace;
 mod vm;
 mod world;
 
@@ -31,7 +33,7 @@ use stats::Stats;
 use world::World;
 
 /// Runs of `cargo xtask test`.
-const RUNS: u64 = 1000;
+const RUNS: u64 = 600;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
@@ -49,6 +51,9 @@ fn run(seed: u64) -> Stats {
         disk.show_free(Some((32 << 20) + (random.u64(8..80) << 12)));
     } else {
         disk.refuse_allocation();
+    }
+    if random.u8(0..4) == 0 {
+        disk.refuse_holes();
     }
     let title = format!("GANTRY_CRASH_SEED={seed} replays this");
     let mut world = World::new(title, seed, disk, random.usize(1..4));

@@ -21,6 +21,14 @@ pub struct Stats {
     pub failures: u64,
     pub verified: u64,
     pub index_lost: u64,
+    pub deleted: u64,
+    pub undeleted: u64,
+    pub collections: u64,
+    pub purged: u64,
+    pub packs_removed: u64,
+    pub packs_punched: u64,
+    pub packs_rewritten: u64,
+    pub spoilt: u64,
 }
 
 impl Stats {
@@ -50,12 +58,20 @@ impl Stats {
             &mut self.failures,
             &mut self.verified,
             &mut self.index_lost,
+            &mut self.deleted,
+            &mut self.undeleted,
+            &mut self.collections,
+            &mut self.purged,
+            &mut self.packs_removed,
+            &mut self.packs_punched,
+            &mut self.packs_rewritten,
+            &mut self.spoilt,
         ]
     }
 
     /// Each count with its name.
     pub fn fields(&self) -> Vec<(&'static str, u64)> {
-        const NAMES: [&str; 16] = [
+        const NAMES: [&str; 24] = [
             "runs",
             "operations",
             "power cuts",
@@ -72,6 +88,14 @@ impl Stats {
             "failures",
             "verifications",
             "indexes lost",
+            "points deleted",
+            "points brought back",
+            "collections",
+            "points purged",
+            "packs removed",
+            "packs punched",
+            "packs rewritten",
+            "bytes spoilt",
         ];
         let values = self.clone().fields_mut().into_iter().map(|value| *value).collect::<Vec<_>>();
         NAMES.into_iter().zip(values).collect()

@@ -11,20 +11,19 @@ use gantry_common::ids::{PointId, RepositoryId, SessionId};
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
 use gantry_dataplane::payload::{Payload, PayloadPool};
 use gantry_dataplane::store::admin::init_storage;
-use gantry_dataplane::store::engine::{Check, Store};
+use gantry_dataplane::store::engine::{Check, Marker, Store};
 use gantry_dataplane::store::error::StoreError;
 use gantry_dataplane::store::index::Finding;
 use gantry_dataplane::store::storage::faulty::FaultyStorage;
 use gantry_dataplane::store::superblock::Superblock;
 
 use super::backup::{Backup, blocks_of};
+use super::check::Restoring;
 use super::content::{self, KEY};
-use super::model::Points;
+use super::model::{Points, State};
 use super::stats::Stats;
+use super::trace::Trace;
 use super::vm::Vm;
-
-/// Lines of the trace that a failure prints.
-const TRACE_LINES: usize = 80;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -42,26 +41,20 @@ pub struct World {
     pub is_faulty: bool,
     /// The next failure is what the store should say.
     pub expects_refusal: bool,
+    pub marker: Option<Marker<FaultyStorage>>,
+    /// Sessions bring a retention.
+    pub has_retention: bool,
+    /// Bytes of packs are spoilt now and then.
+    pub is_spoiling: bool,
+    pub was_cancelled: bool,
+    /// A collection may have given something back.
+    pub has_collected: bool,
+    /// Restores that go on.
+    pub restores: Vec<Restoring>,
     pool: PayloadPool,
     batches: u64,
     sessions: u8,
     trace: Trace,
-}
-
-/// What happened; printed if the suite fails.
-#[derive(Debug)]
-struct Trace {
-    title: String,
-    lines: VecDeque<String>,
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let lines = Vec::from(std::mem::take(&mut self.lines)).join("\n  ");
-            eprintln!("{}; what happened:\n  {lines}", self.title);
-        }
-    }
 }
 
 impl World {
@@ -70,6 +63,7 @@ impl World {
         let superblock = Superblock::new(RepositoryId([1; 16]), KEY, 1);
         init_storage(&disk, &superblock).expect("a new repository on an empty disk");
         let mut random = Rng::with_seed(seed);
+        let random_bits = random.u8(..);
         World {
             vms: (0..vms).map(|number| Vm::new(number, &mut random)).collect(),
             random,
@@ -82,28 +76,33 @@ impl World {
             stats: Stats::default(),
             is_faulty: false,
             expects_refusal: false,
+            marker: None,
+            has_retention: random_bits & 3 == 0,
+            is_spoiling: random_bits & 28 == 0,
+            was_cancelled: false,
+            has_collected: false,
+            restores: Vec::new(),
             pool: PayloadPool::new(24, 256 << 10).expect("memory for payloads"),
             batches: 0,
             sessions: 0,
-            trace: Trace { title, lines: VecDeque::new() },
+            trace: Trace::new(title),
         }
     }
 
     /// Notes what happens.
     pub fn note(&mut self, line: impl Into<String>) {
-        if self.trace.lines.len() >= TRACE_LINES {
-            self.trace.lines.pop_front();
-        }
         let line = format!("[{}] {}", self.disk.operations(), line.into());
-        if std::env::var_os("GANTRY_CRASH_TRACE").is_some() {
-            eprintln!("  {line}");
-        }
-        self.trace.lines.push_back(line);
+        self.trace.note(line);
     }
 
     /// Whether the power went off in this life.
     pub fn is_cut(&self) -> bool {
         self.disk.cut_operation().is_some()
+    }
+
+    /// Whether the store may fail at what it is asked.
+    pub fn may_fail(&self) -> bool {
+        self.is_cut() || self.is_faulty
     }
 
     pub fn store(&mut self) -> &mut Store<FaultyStorage> {
@@ -137,6 +136,7 @@ impl World {
             self.checks.push_back(check);
         }
         self.take_reports();
+        self.take_collected();
     }
 
     /// Answers up to `count` of the checks that wait, in random order.
@@ -211,6 +211,15 @@ impl World {
 
     /// Forgets what dies with the process.
     pub fn drop_store(&mut self) {
+        // Retention may have deleted points without having said so.
+        for backup in self.backups.values() {
+            let is_ending = backup.disks.iter().all(|disk| disk.is_sealing);
+            if is_ending && !backup.is_committed && backup.offer.retention.is_some() {
+                self.points.doubt(&backup.offer.name);
+            }
+        }
+        self.restores.clear();
+        self.marker = None;
         self.store = None;
         self.checks.clear();
         self.backups.values_mut().for_each(Backup::disconnect);
@@ -247,6 +256,12 @@ impl World {
             StoreReport::Committed { session, point, deleted } => {
                 self.note(format!("committed {point} of {session}, deleted {deleted:?}"));
                 self.committed(session, point);
+                self.points.set(&deleted, State::Deleted);
+                // Where retention failed in the middle, points may be gone that it does not name.
+                let backup = &self.backups[&session];
+                if backup.offer.retention.is_some() && self.may_fail() {
+                    self.points.doubt(&backup.offer.name);
+                }
             }
             StoreReport::Detached { session } => {
                 if let Some(backup) = self.backups.get_mut(&session) {
@@ -255,7 +270,7 @@ impl World {
             }
             StoreReport::Failed { session, task, failure } => {
                 self.note(format!("failed {session} {task:?}: {failure:?}"));
-                let may_fail = self.is_cut() || self.is_faulty || self.expects_refusal;
+                let may_fail = self.may_fail() || self.expects_refusal;
                 assert!(may_fail, "{session} disk {task:?}: {failure:?}");
                 self.stats.failures += 1;
                 if let Some(backup) = self.backups.get_mut(&session) {
@@ -287,9 +302,13 @@ impl World {
         };
         let task = &mut backup.disks[number];
         let claimed: RunSet = durable.iter().copied().collect();
+        // Progress is lost with the base that it refers to.
+        let excused = self.points.is_damaged
+            || self.is_faulty
+            || task.acknowledged_base.is_some_and(|base| !self.points.is_live(base));
         for block in task.acknowledged.iter().flat_map(blocks_of) {
             assert!(
-                claimed.contains(block) || self.points.has_damage() || self.is_faulty,
+                claimed.contains(block) || excused,
                 "{} disk {number}: block {block} was durable, the resumed task does not have it",
                 key.session
             );
