@@ -9,6 +9,7 @@ mod corpus;
 mod demo;
 mod packages;
 mod shell;
+mod planted;
 mod suite;
 
 use std::path::PathBuf;
@@ -42,6 +43,18 @@ enum Command {
         /// Seeds of each.
         #[arg(long, default_value_t = 20)]
         seeds: u64,
+    },
+    /// The store on a disk that loses, tears and fails: many random histories with crashes.
+    Crash {
+        /// Histories, from seed 0 on.
+        #[arg(long, default_value_t = 10_000)]
+        runs: u64,
+    },
+    /// Plant known bugs in a copy of the store; the crash suite must find each.
+    Planted {
+        /// Only bugs whose name holds this text.
+        #[arg(long)]
+        only: Option<String>,
     },
     /// Make a golden repository with the program as it is, once for each change of the format.
     Golden {
@@ -92,6 +105,8 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Test { filter } => suite::test(filter.as_deref()),
         Command::Soak { seeds } => suite::soak(seeds),
+        Command::Crash { runs } => suite::crash(runs),
+        Command::Planted { only } => planted::run(only.as_deref()),
         Command::Golden { name } => suite::golden(&name),
         Command::Demo { mover } => demo::run(mover),
         Command::Corpus { size, dir, seed, compact } => {
