@@ -10,6 +10,8 @@ mod regressions;
 mod points;
 mod collect;
 mod collect_rig;
+mod collect_barriers;
+mod collect_rewrite;
 mod collect_crash;
 
 use gantry_common::ids::PointId;
