@@ -98,6 +98,11 @@ impl World {
                 Ok(false) => {}
                 Ok(true) => {
                     self.marker = self.store().handle_marked(marker);
+                    if self.marker.is_none() {
+                        // Every mark is complete: from now on, and not before, points may go.
+                        let purging = std::mem::take(&mut self.purging);
+                        self.points.let_go(&purging);
+                    }
                     return;
                 }
                 Err(error) => {
@@ -122,12 +127,13 @@ impl World {
             rewrite_bytes_max: [None, Some(0), Some(1 << 20)][self.random.usize(0..3)],
         };
         self.note(format!("collection: {options:?}"));
+        self.purging.clear();
         if !options.dry_run {
             let gone = [State::Deleted, State::Doubtful];
             // One that is brought back and deleted again meanwhile goes too.
-            for point in self.points.all.values_mut() {
-                point.may_go = gone.contains(&point.state);
-            }
+            let points = self.points.all.iter();
+            let listed = points.filter(|(_, point)| gone.contains(&point.state));
+            self.purging = listed.map(|(point, _)| *point).collect();
         }
         if options.abandon_unfinished && !options.dry_run {
             let detached = self.backups.values_mut().filter(|backup| !backup.is_attached);

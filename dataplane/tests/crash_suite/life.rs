@@ -145,11 +145,16 @@ impl World {
             self.note(format!("opening was cut: {:?}", opened.err()));
             self.end_life(end);
         }
+        self.open_whole();
+        self.check();
+    }
+
+    /// Opens the store, which must succeed.
+    pub fn open_whole(&mut self) {
         self.disk.power_off_at(u64::MAX);
         if let Err(error) = self.try_open() {
             panic!("the repository does not open: {error}");
         }
-        self.check();
     }
 
     /// The end of a run: a verification finds what is spoilt, every VM gets a whole backup, what

@@ -17,6 +17,7 @@ mod content;
 mod keeping;
 mod life;
 mod model;
+mod scripted;
 mod stats;
 mod trace;
 mod vm;

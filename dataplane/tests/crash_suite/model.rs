@@ -92,4 +92,13 @@ impl Points {
             point.state = State::Doubtful;
         }
     }
+
+    /// A collection may purge these at any time now, as far as they are deleted.
+    pub fn let_go(&mut self, points: &[PointId]) {
+        for point in points {
+            if let Some(point) = self.all.get_mut(point) {
+                point.may_go = true;
+            }
+        }
+    }
 }

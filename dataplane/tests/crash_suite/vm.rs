@@ -80,6 +80,18 @@ impl Vm {
         Vm { name: format!("vm{number}"), disks, snapshots: 0, frozen: None }
     }
 
+    /// A VM with these contents, already frozen.
+    pub fn of(number: usize, disks: &[&[u64]]) -> Vm {
+        let disk = |(number, seeds): (usize, &&[u64])| Disk {
+            identity: format!("disk-{number}"),
+            size_bytes: seeds.len() as u64 * BLOCK_BYTES,
+            seeds: seeds.to_vec(),
+        };
+        let disks: Vec<Disk> = disks.iter().enumerate().map(disk).collect();
+        let frozen = Arc::new(Frozen { snapshot: "snapshot-0".into(), disks: disks.clone() });
+        Vm { name: format!("vm{number}"), disks, snapshots: 0, frozen: Some(frozen) }
+    }
+
     /// Lets time pass and takes a snapshot.
     pub fn freeze(&mut self, random: &mut Rng) -> Arc<Frozen> {
         for disk in &mut self.disks {

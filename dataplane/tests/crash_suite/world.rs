@@ -47,6 +47,8 @@ pub struct World {
     /// Bytes of packs are spoilt now and then.
     pub is_spoiling: bool,
     pub was_cancelled: bool,
+    /// Points that the collection that runs purges once it knows what must stay.
+    pub purging: Vec<PointId>,
     /// A collection may have given something back.
     pub has_collected: bool,
     /// Restores that go on.
@@ -80,6 +82,7 @@ impl World {
             has_retention: random_bits & 3 == 0,
             is_spoiling: random_bits & 28 == 0,
             was_cancelled: false,
+            purging: Vec::new(),
             has_collected: false,
             restores: Vec::new(),
             pool: PayloadPool::new(24, 256 << 10).expect("memory for payloads"),
@@ -116,6 +119,8 @@ impl World {
     pub fn try_open(&mut self) -> Result<(), StoreError> {
         let store = Store::open(self.disk.clone())?;
         let notes = store.notes().join("; ");
+        let is_lost = notes.contains("is gone") && !self.points.is_damaged;
+        assert!(!is_lost, "a pack is missing that nobody took away: {notes}");
         self.note(format!("opened: {notes}"));
         self.store = Some(store);
         Ok(())

@@ -6,10 +6,10 @@
 
 mod cleanup;
 mod corpus;
+mod crash;
 mod demo;
 mod packages;
 mod shell;
-mod planted;
 mod suite;
 
 use std::path::PathBuf;
@@ -44,22 +44,28 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         seeds: u64,
     },
-    /// The store on a disk that loses, tears and fails: many random histories with crashes.
-    Crash {
-        /// Histories, from seed 0 on.
-        #[arg(long, default_value_t = 10_000)]
-        runs: u64,
-    },
-    /// Plant known bugs in a copy of the store; the crash suite must find each.
-    Planted {
-        /// Only bugs whose name holds this text.
-        #[arg(long)]
-        only: Option<String>,
-    },
     /// Make a golden repository with the program as it is, once for each change of the format.
     Golden {
         /// Its name, such as format-1-first.
         name: String,
+    },
+    /// The store on a simulated disk: power cuts and kills at any operation, from many seeds.
+    Crash {
+        /// Seeds.
+        #[arg(long, default_value_t = 10_000)]
+        runs: u64,
+        /// Threads (default: one a core).
+        #[arg(long)]
+        threads: Option<u64>,
+    },
+    /// Plant bugs in a copy of the store, and see whether the crash suite catches each.
+    Planted {
+        /// Only bugs whose name holds this text.
+        #[arg(long)]
+        filter: Option<String>,
+        /// Seeds at the most.
+        #[arg(long, default_value_t = 4_000)]
+        runs: u64,
     },
     /// Build disk images with real content, in two versions each.
     Corpus {
@@ -105,9 +111,9 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Test { filter } => suite::test(filter.as_deref()),
         Command::Soak { seeds } => suite::soak(seeds),
-        Command::Crash { runs } => suite::crash(runs),
-        Command::Planted { only } => planted::run(only.as_deref()),
         Command::Golden { name } => suite::golden(&name),
+        Command::Crash { runs, threads } => crash::run(runs, threads),
+        Command::Planted { filter, runs } => crash::planted(filter.as_deref(), runs),
         Command::Demo { mover } => demo::run(mover),
         Command::Corpus { size, dir, seed, compact } => {
             let request = corpus::Request { size, folder: dir, seed, compact };

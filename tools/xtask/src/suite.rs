@@ -51,20 +51,6 @@ pub fn soak(seeds: u64) -> Result<()> {
     shell::show(&mut nextest)
 }
 
-/// Runs the crash suite long, in release, on every core.
-///
-/// # Errors
-/// A history loses something; its seed is in the output.
-pub fn crash(runs: u64) -> Result<()> {
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
-    let mut test = shell::cargo(&crate::root());
-    test.args(["test", "--release", "--package", "gantry-dataplane", "--test", "crash_suite"]);
-    test.args(["--", "--nocapture", "--test-threads=1"]);
-    test.env("GANTRY_CRASH_RUNS", runs.to_string());
-    test.env("GANTRY_CRASH_THREADS", threads.to_string());
-    shell::show(&mut test)
-}
-
 /// Makes a golden repository in tests/golden.
 ///
 /// # Errors
