@@ -370,7 +370,8 @@ fn a_rate_is_kept() {
     let report = verify_as(&rig.store.reader(), &slow).unwrap();
     let due = report.bytes_read as f64 / 60_000.0;
     let took = started.elapsed().as_secs_f64();
-    assert!(due > 0.1 && took >= due && took < due + 1.0, "{took} s for {due} s");
+    // The pace lets go up to a millisecond early; a busy machine wakes late.
+    assert!(due > 0.1 && took >= due - 0.002 && took < due + 10.0, "{took} s for {due} s");
 }
 
 /// Found in review: entries of a pack that had lost its footer stayed trusted, and the next backup
