@@ -1,0 +1,1 @@
+//! The disk engine: datastores as folders of real files, snapshots as delta links, change tracking.
