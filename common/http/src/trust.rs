@@ -1,0 +1,231 @@
+//! Which server certificate is the right one: a pinned thumbprint, or a certificate authority.
+//!
+//! In: what an administrator configured. Out: a rustls configuration. Invariant: whatever the kind
+//! of trust, the handshake's signature is verified, so that whoever shows a certificate also has
+//! its key. A certificate that does not fit gives an error with its thumbprint, so that an
+//! administrator can compare it with the server's own and pin it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore};
+use rustls::{Error, SignatureScheme};
+
+/// SHA-256 of a certificate's DER, as vCenter and browsers show it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Thumbprint(pub [u8; 32]);
+
+/// A text that is no SHA-256 thumbprint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "'{0}' is no SHA-256 thumbprint: expected 64 hexadecimal digits, with or without colons \
+     between the bytes (a SHA-1 thumbprint of 40 digits is not accepted)"
+)]
+pub struct ThumbprintParseError(String);
+
+impl fmt::Display for Thumbprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, byte) in self.0.iter().enumerate() {
+            write!(f, "{}{byte:02X}", if at == 0 { "" } else { ":" })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Thumbprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Thumbprint({self})")
+    }
+}
+
+impl FromStr for Thumbprint {
+    type Err = ThumbprintParseError;
+
+    fn from_str(text: &str) -> Result<Thumbprint, ThumbprintParseError> {
+        let error = || ThumbprintParseError(text.chars().take(120).collect());
+        let pairs: Vec<&str> = if text.contains(':') {
+            text.split(':').collect()
+        } else if text.is_ascii() {
+            (0..text.len() / 2).map(|at| &text[at * 2..at * 2 + 2]).collect()
+        } else {
+            return Err(error());
+        };
+        let digits = |pair: &str| pair.len() == 2 && pair.bytes().all(|b| b.is_ascii_hexdigit());
+        let whole = text.len() == 64 || text.len() == 95;
+        if !whole || pairs.len() != 32 || !pairs.iter().all(|pair| digits(pair)) {
+            return Err(error());
+        }
+        let mut out = [0; 32];
+        for (byte, pair) in out.iter_mut().zip(pairs) {
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| error())?;
+        }
+        Ok(Thumbprint(out))
+    }
+}
+
+/// How a server's certificate is checked.
+#[derive(Debug, Clone)]
+pub enum Trust {
+    /// The server shows exactly the certificate with this SHA-256 thumbprint, whatever its names,
+    /// issuer and dates.
+    Sha256Thumbprint(Thumbprint),
+    /// The server's certificate is signed by one of these authorities (PEM), valid today, and
+    /// names the endpoint's host.
+    CaPem(Vec<u8>),
+}
+
+/// Why a certificate was not accepted, with what an administrator needs to pin it.
+#[derive(Debug)]
+pub(crate) struct Untrusted {
+    pub(crate) presented: Thumbprint,
+    pub(crate) reason: String,
+}
+
+impl fmt::Display for Untrusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (SHA-256 thumbprint {})", self.reason, self.presented)
+    }
+}
+
+impl std::error::Error for Untrusted {}
+
+#[derive(Debug)]
+enum Rule {
+    Thumbprint(Thumbprint),
+    Authority(Arc<WebPkiServerVerifier>),
+}
+
+#[derive(Debug)]
+struct Verifier {
+    rule: Rule,
+    provider: Arc<CryptoProvider>,
+}
+
+fn thumbprint_of(certificate: &CertificateDer<'_>) -> Option<Thumbprint> {
+    let suite = ring::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13()?;
+    let digest = suite.common.hash_provider.hash(certificate);
+    digest.as_ref().try_into().ok().map(Thumbprint)
+}
+
+fn untrusted(presented: Thumbprint, reason: impl Into<String>) -> Error {
+    let untrusted = Untrusted { presented, reason: reason.into() };
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(untrusted))))
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let presented = thumbprint_of(end_entity)
+            .ok_or_else(|| Error::General("SHA-256 is not available".into()))?;
+        match &self.rule {
+            Rule::Thumbprint(expected) if *expected == presented => {
+                Ok(ServerCertVerified::assertion())
+            }
+            Rule::Thumbprint(expected) => {
+                Err(untrusted(presented, format!("it is not the pinned certificate {expected}")))
+            }
+            Rule::Authority(authority) => authority
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+                .map_err(|error| untrusted(presented, error.to_string())),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl Trust {
+    /// The TLS configuration: TLS 1.2 (ESXi up to 8.0 speaks nothing newer by default) and 1.3.
+    pub(crate) fn client_config(&self) -> Result<ClientConfig, String> {
+        let provider = Arc::new(ring::default_provider());
+        let rule = match self {
+            Trust::Sha256Thumbprint(thumbprint) => Rule::Thumbprint(*thumbprint),
+            Trust::CaPem(pem) => {
+                let mut roots = RootCertStore::empty();
+                for certificate in CertificateDer::pem_slice_iter(pem) {
+                    let certificate = certificate.map_err(|error| error.to_string())?;
+                    roots.add(certificate).map_err(|error| error.to_string())?;
+                }
+                if roots.is_empty() {
+                    return Err("the PEM text holds no certificate".into());
+                }
+                let roots = Arc::new(roots);
+                let verifier =
+                    WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build();
+                Rule::Authority(verifier.map_err(|error| error.to_string())?)
+            }
+        };
+        let verifier = Arc::new(Verifier { rule, provider: provider.clone() });
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        // A resumed session would not show its certificate again.
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Thumbprint, Trust};
+
+    #[test]
+    fn thumbprints_parse_with_and_without_colons() {
+        let thumbprint = Thumbprint([0xab; 32]);
+        let text = thumbprint.to_string();
+        assert_eq!(text.len(), 95);
+        assert_eq!(text.parse(), Ok(thumbprint));
+        assert_eq!(text.replace(':', "").to_lowercase().parse(), Ok(thumbprint));
+        let sha1 = "AB:".repeat(19) + "AB";
+        let signs = "+1".repeat(32);
+        let wide = "é".repeat(32);
+        let shifted = format!("A:{}", &text[2..]);
+        for bad in ["", "AB", &sha1, &signs, &wide, &shifted, &text[..94], &format!("{text}:")] {
+            assert!(bad.parse::<Thumbprint>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pem_without_certificates_is_refused() {
+        for bad in ["", "rubbish", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+        {
+            assert!(Trust::CaPem(bad.into()).client_config().is_err(), "{bad}");
+        }
+    }
+}
