@@ -74,6 +74,7 @@ impl World {
             Action::Verify => self.verify(),
             Action::Intrude => self.intrude(),
             Action::Keep => self.keep_or_delete(),
+            Action::Collect if self.random.u8(0..6) == 0 => self.collect_to_the_end(),
             Action::Collect => self.collect(),
             Action::Spoil => self.spoil(),
         }

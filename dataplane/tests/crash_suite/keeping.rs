@@ -172,6 +172,19 @@ impl World {
         }
     }
 
+    /// Brings a collection as far as it comes within a while, with nothing else in between.
+    pub fn collect_to_the_end(&mut self) {
+        for _ in 0..60 {
+            self.collect();
+            self.now_ms += 1000;
+            self.poll();
+            let is_over = !self.store().is_collecting() && self.marker.is_none();
+            if is_over || self.is_cut() {
+                return;
+            }
+        }
+    }
+
     /// Lets the collection that runs come to its end.
     pub fn finish_collection(&mut self) {
         for _ in 0..10_000 {

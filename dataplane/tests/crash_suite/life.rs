@@ -16,6 +16,9 @@ use super::world::World;
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
+/// After which operations the power goes off in some lives, and up to how many of them later.
+const CUTS: [(&str, u64); 4] = [("sync", 80), ("remove", 8), ("rename", 8), ("punch", 4)];
+
 /// How a life ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -32,8 +35,14 @@ impl World {
     pub fn live(&mut self, actions: usize) {
         let reach = [20, 150, 600][self.random.usize(0..3)];
         let cut_in = self.random.u64(0..reach);
-        if self.random.u8(0..5) > 0 {
-            self.disk.power_off_at(self.disk.operations() + cut_in);
+        match self.random.u8(0..6) {
+            0 => {}
+            1 | 2 => {
+                let (operation, skip_max) = CUTS[self.random.usize(0..CUTS.len())];
+                let skip = self.random.u64(0..skip_max);
+                self.disk.power_off_after(operation, skip);
+            }
+            _ => self.disk.power_off_at(self.disk.operations() + cut_in),
         }
         if self.random.u8(0..4) == 0 {
             self.add_faults();

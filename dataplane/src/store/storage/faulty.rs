@@ -84,6 +84,12 @@ impl FaultyStorage {
         self.state().power_off_at = Some(operations);
     }
 
+    /// The power goes off right after the next operation of this kind (see [`Fault::operation`])
+    /// but `skip`: where an order of operations matters, the moments between them are rare.
+    pub fn power_off_after(&self, operation: &'static str, skip: u64) {
+        self.state().power_off_after = Some((operation, skip));
+    }
+
     /// The first operation that found the power off.
     pub fn cut_operation(&self) -> Option<String> {
         self.state().cut_operation.clone()

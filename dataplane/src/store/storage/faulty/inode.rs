@@ -138,17 +138,23 @@ impl Inode {
     }
 
     /// A sync that fails as Linux does it: what was dirty counts as clean from now on, though some
-    /// of it never reached the disk.
+    /// of it never reached the disk. Lengths and allocations are metadata, which the file system's
+    /// own journal brings to the disk later.
     pub(super) fn fail_sync(&mut self, random: &mut Rng) {
         let durable = &mut self.durable;
         let mut dropped = false;
         self.log.retain(|logged| {
-            if !logged.in_flight && random.bool() {
-                apply(durable, &logged.change);
-            } else if !logged.in_flight {
-                dropped = true;
+            if logged.in_flight {
+                return true;
             }
-            logged.in_flight
+            match &logged.change {
+                Change::Write { offset, bytes } if random.bool() => {
+                    durable.set_len(durable.len.max(offset + bytes.len() as u64));
+                    dropped = true;
+                }
+                change => apply(durable, change),
+            }
+            false
         });
         self.diverged |= dropped;
     }

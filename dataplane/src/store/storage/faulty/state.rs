@@ -39,6 +39,8 @@ pub(super) struct State {
     pub(super) readers: usize,
     pub(super) operations: u64,
     pub(super) power_off_at: Option<u64>,
+    /// The power goes off right after an operation of this kind, once this many more were done.
+    pub(super) power_off_after: Option<(&'static str, u64)>,
     /// The operation that met the power cut first.
     pub(super) cut_operation: Option<String>,
     pub(super) faults: Vec<Fault>,
@@ -76,6 +78,7 @@ impl State {
         if let Some((_, errno)) = self.fail_at.take_if(|(at, _)| *at == self.operations) {
             return Err(io::Error::from_raw_os_error(errno));
         }
+        self.see_power_off_after(operation);
         for fault in &mut self.faults {
             if fault.operation == operation && path.contains(&fault.path_part) && fault.count > 0 {
                 if fault.skip > 0 {
@@ -87,6 +90,19 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// Places the power cut behind this operation, if it is the one that was asked for.
+    fn see_power_off_after(&mut self, operation: &str) {
+        match &mut self.power_off_after {
+            Some((kind, 0)) if *kind == operation => {
+                let at = self.power_off_at.unwrap_or(u64::MAX);
+                self.power_off_at = Some(at.min(self.operations));
+                self.power_off_after = None;
+            }
+            Some((kind, left)) if *kind == operation => *left -= 1,
+            _ => {}
+        }
     }
 
     /// Whether syncs of this path do nothing.
