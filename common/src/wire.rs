@@ -318,6 +318,8 @@ pub struct DiskSummary {
     pub block_size: BlockSize,
     /// Totals of the run that made it.
     pub totals: TaskTotals,
+    /// CBT change id of the snapshot: what a later run asks vSphere for changes since.
+    pub change_id: Option<String>,
 }
 
 /// From target mover to source mover (or restoring client).

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use gantry_common::extents::Extent;
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::{PointId, SessionId};
+use gantry_common::limits;
 use gantry_common::manage::Retention;
 use gantry_common::session::sender::Sender;
 use gantry_common::units::{BlockSize, Compression};
@@ -19,6 +20,7 @@ use serde::Serialize;
 use crate::connect::Connector;
 use crate::disk::Disk;
 use crate::host::{self, now_ms, random};
+use crate::pipeline::audit::{AuditOptions, AuditSum};
 use crate::pipeline::plan::{PlanOptions, ReadMode};
 use crate::pipeline::{Pipeline, PipelineSettings, PipelineStats};
 use crate::send::disks::{SessionDisk, SessionDisks};
@@ -35,6 +37,10 @@ pub struct BackupSource {
     pub identity: Option<String>,
     /// Changed extents since the base.
     pub changed_extents: Option<Vec<Extent>>,
+    /// All that is allocated: what lies outside reads as zeros.
+    pub allocated_extents: Option<Vec<Extent>>,
+    /// CBT change id of the frozen state, kept in the point.
+    pub change_id: Option<String>,
 }
 
 /// What to back up and how.
@@ -48,6 +54,11 @@ pub struct BackupOptions {
     pub base: Option<PointId>,
     /// Read everything, whatever the base.
     pub full: bool,
+    /// Of a million blocks that the extents leave out, how many are compared nevertheless; at least
+    /// [`limits::AUDIT_BLOCKS_MIN`]. Nothing: none.
+    pub audit_per_million: Option<u32>,
+    /// The VM's configuration, kept in the point.
+    pub vm_config: Vec<u8>,
     /// Which points the repository keeps once this one is committed; nothing: all.
     pub retention: Option<Retention>,
     /// Identity of the frozen state; default: the source's fingerprint.
@@ -132,6 +143,8 @@ pub struct DiskReport {
     pub mode: Option<ReadMode>,
     /// Why so.
     pub reason: Option<String>,
+    /// What the audit of its changed extents found; nothing if there was none.
+    pub audit: Option<AuditSum>,
     /// Its bytes.
     #[serde(flatten)]
     pub volumes: Volumes,
@@ -193,7 +206,7 @@ pub async fn run(
         disks: offers,
         compression: options.compression,
         created_ms: now_ms(),
-        vm_config: Vec::new(),
+        vm_config: options.vm_config.clone(),
         retention: options.retention,
     };
     wire::check_offer(&offer)
@@ -215,6 +228,9 @@ pub async fn run(
     let point = result?;
     log.extend(stats.log.iter().cloned());
     log.extend(measured.notes.iter().cloned());
+    for disk in disks.iter() {
+        log.extend(alarm(disk).map(|alarm| format!("disk {}: {alarm}", disk.label)));
+    }
     let report = Report { point, session, name: options.name, log };
     Ok(report.make(&disks, &stats, &measured, started.elapsed(), cpu_before))
 }
@@ -222,14 +238,31 @@ pub async fn run(
 /// Digest of the read set that the changed extents ask for. An interrupted attempt counted blocks
 /// as unchanged because its list did not name them; one with another list, or none, must not go on
 /// from that.
-fn read_digest(base: Option<PointId>, extents: Option<&[Extent]>) -> [u8; 32] {
-    let Some(extents) = extents else { return [0; 32] };
-    let mut hasher = blake3::Hasher::new_derive_key("gantry 2026 read set 1");
+fn read_digest(base: Option<PointId>, source: &BackupSource) -> [u8; 32] {
+    if source.changed_extents.is_none() && source.allocated_extents.is_none() {
+        return [0; 32];
+    }
+    let mut hasher = blake3::Hasher::new_derive_key("gantry 2026 read set 2");
     hasher.update(&base.map_or([0; 16], |point| point.0));
-    for extent in extents {
-        hasher.update(&extent.start.to_le_bytes()).update(&extent.length.to_le_bytes());
+    for extents in [&source.changed_extents, &source.allocated_extents] {
+        let extents = extents.as_deref();
+        hasher.update(&extents.map_or(u64::MAX, |extents| extents.len() as u64).to_le_bytes());
+        for extent in extents.unwrap_or_default() {
+            hasher.update(&extent.start.to_le_bytes()).update(&extent.length.to_le_bytes());
+        }
     }
     *hasher.finalize().as_bytes()
+}
+
+/// Which blocks are audited: the same for every attempt at the same frozen state, since an attempt
+/// may go on from what an earlier one has marked as unchanged.
+fn audit_seed(offer: &DiskOffer) -> u64 {
+    let mut hasher = blake3::Hasher::new_derive_key("gantry 2026 audit sample 1");
+    hasher.update(&offer.read_digest).update(offer.identity.as_bytes());
+    hasher.update(offer.snapshot.as_bytes());
+    let mut seed = [0; 8];
+    hasher.finalize_xof().fill(&mut seed);
+    u64::from_le_bytes(seed)
 }
 
 type Opened = (Vec<DiskOffer>, Vec<SessionDisk>, Vec<String>);
@@ -262,14 +295,20 @@ fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
             size_bytes: disk.size_bytes(),
             block_size: options.block_size,
             snapshot: options.snapshot.clone().unwrap_or_else(|| disk.fingerprint().to_owned()),
-            read_digest: read_digest(options.base, source.changed_extents.as_deref()),
+            read_digest: read_digest(options.base, source),
             base,
-            change_id: None,
+            change_id: source.change_id.clone(),
         });
         let plan = PlanOptions {
             force_full: options.full,
             changed_extents: source.changed_extents.clone(),
             extents_base: options.base,
+            allocated_extents: source.allocated_extents.clone(),
+            audit: options.audit_per_million.map(|per_million| AuditOptions {
+                per_million,
+                blocks_min: limits::AUDIT_BLOCKS_MIN,
+                seed: audit_seed(&offers[offers.len() - 1]),
+            }),
         };
         disks.push(SessionDisk::new(label, disk, options.block_size, plan));
     }
@@ -317,13 +356,32 @@ impl Report {
     }
 }
 
+/// What a person must know when the audit found changed-block tracking wrong.
+fn alarm(disk: &SessionDisk) -> Option<String> {
+    let AuditSum { blocks, wrong, first_wrong } = disk.audit.sum();
+    first_wrong.map(|first| {
+        format!(
+            "ALARM: changed-block tracking is wrong: {wrong} of {blocks} audited blocks, the first \
+             block {first}, had changed though they were not listed. The whole disk was read, and \
+             this point is right; earlier points made by changed extents may not be. Reset CBT of \
+             this VM and make a full backup"
+        )
+    })
+}
+
 fn disk_report(number: usize, disk: &SessionDisk, measured: &PipelineStats) -> DiskReport {
-    let (mode, reason) = disk.plan.clone().unzip();
+    let (mut mode, mut reason) = disk.plan.clone().unzip();
+    let audit = disk.audit.sum();
+    if let Some(alarm) = alarm(disk) {
+        mode = mode.map(|mode| if mode == ReadMode::Full { mode } else { ReadMode::Compare });
+        reason = Some(alarm);
+    }
     let stages = measured.tasks.get(&(number as u16)).map(|stages| stages.summary());
     DiskReport {
         source: disk.label.clone(),
         mode,
         reason,
+        audit: (audit.blocks > 0).then_some(audit),
         volumes: Volumes::of(disk),
         stages: stages.unwrap_or_default(),
     }

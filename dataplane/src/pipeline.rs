@@ -24,6 +24,7 @@ use gantry_uring::wake::Waker;
 use crate::disk::Disk;
 use crate::unit::{TaskDisk, Unit};
 
+pub mod audit;
 pub mod plan;
 mod planner;
 mod worker;
@@ -188,8 +189,8 @@ impl Pipeline {
             wakers: Arc::clone(&self.wakers),
         });
         let (input_tx, input_rx) = unbounded();
-        let planner =
-            Planner::new(disk, plan, durable, input_rx, self.units.clone(), self.reports.clone());
+        let (units, reports) = (self.units.clone(), self.reports.clone());
+        let planner = Planner::new(disk, plan, durable, input_rx, units, reports, facts.audit);
         let thread = std::thread::Builder::new()
             .name(format!("plan-{task}"))
             .spawn(move || planner.run())
@@ -259,6 +260,8 @@ pub struct DiskFacts {
     pub id_key: IdKey,
     /// Live numbers.
     pub progress: Arc<Progress>,
+    /// Where the audit of its changed-block tracking counts.
+    pub audit: Arc<audit::Audit>,
 }
 
 fn no_memory(error: std::io::Error) -> Failure {

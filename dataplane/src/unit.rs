@@ -10,6 +10,7 @@ use gantry_common::wire::TaskNumber;
 use gantry_uring::wake::Waker;
 
 use crate::disk::Disk;
+use crate::pipeline::audit::Audit;
 use crate::stats::Progress;
 
 /// One disk being backed up, shared by its planner and the workers.
@@ -52,4 +53,6 @@ pub struct Unit {
     pub block: u64,
     /// Its id in the base, if it need not be sent when it has that.
     pub expected: Option<BlockId>,
+    /// It is read for an audit alone: compared, and then forgotten.
+    pub audit: Option<Arc<Audit>>,
 }

@@ -77,6 +77,32 @@ fn extents_that_lie_would_be_noticed_only_by_their_own_base() {
 }
 
 #[test]
+fn an_audit_notices_extents_that_lie_and_the_point_is_right() {
+    let site = Site::new();
+    let server = site.serve();
+    let image = image(&site);
+    let [one, two] = image.versions();
+    let base = site.backup(&server, "vm").disk(one, "disk").report().point();
+    let nothing = site.scratch.write("nothing.json", "[]");
+    let run = |list: &Path| {
+        let run = site.backup(&server, "vm").disk(two, "disk").args(["--base", &base]);
+        run.changed(list).args(["--audit", "0.1%"]).report()
+    };
+    // The disk has fewer blocks than the smallest sample: every block is looked at.
+    let caught = run(&nothing);
+    assert_eq!(caught.mode(0), "compare", "{}", caught.json);
+    assert!(caught.json["disks"][0]["audit"]["wrong"].as_u64() > Some(0), "{}", caught.json);
+    caught.log_says(&["ALARM", "changed-block tracking is wrong", "reset CBT"]);
+    comes_back(&site, &server, &caught, two);
+    // A true list raises no alarm, and its audit reads no more than the sample.
+    let right = run(&image.changed);
+    assert_eq!(right.mode(0), "extents");
+    assert_eq!(right.json["disks"][0]["audit"]["wrong"], 0);
+    assert!(!right.log().contains("alarm"), "{}", right.log());
+    comes_back(&site, &server, &right, two);
+}
+
+#[test]
 fn another_block_size_reads_everything() {
     let site = Site::new();
     let server = site.serve();

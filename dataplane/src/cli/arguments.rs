@@ -172,6 +172,11 @@ pub struct BackupArguments {
     /// source and in their order. Without it everything is read and compared.
     #[arg(long, value_name = "FILE", requires = "base")]
     pub changed_extents: Vec<PathBuf>,
+    /// Of the blocks that the changed extents leave out, read this many percent (such as 0.1; at
+    /// least 64 blocks) and compare them with the base. If one differs, the list is wrong: the
+    /// whole disk is read, and the report says so. Default: none.
+    #[arg(long, value_name = "PERCENT", requires = "changed_extents", value_parser = percent)]
+    pub audit: Option<f64>,
     /// What the repository keeps of this VM once the new point is committed.
     #[command(flatten)]
     pub retention: RetentionArguments,
@@ -268,4 +273,10 @@ pub enum IdentityCommand {
         /// Identity file.
         file: PathBuf,
     },
+}
+
+/// A share in percent, above 0 and up to 100.
+fn percent(text: &str) -> Result<f64, String> {
+    let share: f64 = text.trim_end_matches('%').parse().map_err(|_| "not a number".to_owned())?;
+    if share > 0.0 && share <= 100.0 { Ok(share) } else { Err("give 0.0001 to 100".to_owned()) }
 }

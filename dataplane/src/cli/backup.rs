@@ -71,6 +71,8 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
             path: path.clone(),
             identity: arguments.disk_ids.get(number).cloned(),
             changed_extents: changed.map(|file| read_extents(file)).transpose()?,
+            allocated_extents: None,
+            change_id: None,
         });
     }
     let cores = host::worker_cores(
@@ -82,6 +84,8 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
         sources: list,
         base: arguments.base,
         full: arguments.full,
+        audit_per_million: arguments.audit.map(|share| (share * 10_000.0).ceil() as u32),
+        vm_config: Vec::new(),
         retention: arguments.retention.retention().map_err(usage)?,
         snapshot: arguments.snapshot.clone(),
         block_size: arguments.block_size,

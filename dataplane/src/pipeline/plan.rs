@@ -12,6 +12,8 @@ use gantry_common::units::BlockSize;
 use gantry_common::wire::BaseAnswer;
 use serde::Serialize;
 
+use super::audit::{self, AuditOptions};
+
 /// How a disk is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -46,6 +48,10 @@ pub struct PlanOptions {
     pub changed_extents: Option<Vec<Extent>>,
     /// The point that the extents are relative to.
     pub extents_base: Option<PointId>,
+    /// All that is allocated, as vSphere returns it: what lies outside reads as zeros.
+    pub allocated_extents: Option<Vec<Extent>>,
+    /// How much of what the extents leave out is read and compared nevertheless.
+    pub audit: Option<AuditOptions>,
 }
 
 /// What to read of one disk, and why.
@@ -55,16 +61,62 @@ pub struct Plan {
     pub mode: ReadMode,
     /// For the session log.
     pub reason: String,
-    /// Blocks to read; all others are as in the base.
+    /// Blocks to read; all others are `zero`, or as in the base.
     pub read: RunSet,
+    /// Blocks that are not allocated.
+    pub zero: RunSet,
+    /// Blocks outside `read` that are compared first, with what they are said to be.
+    pub audit: RunSet,
     /// Blocks to send even if their id is the base's: the base's copy is damaged.
     pub heal: RunSet,
     /// Blocks that the base has; no id can be fetched beyond.
     pub base_blocks: u64,
 }
 
+impl Plan {
+    /// The plan after an audit found a block that is not what it was called: everything is read.
+    pub fn distrust(self, blocks: u64) -> Plan {
+        let mode = if self.base_blocks > 0 { ReadMode::Compare } else { ReadMode::Full };
+        let read = [Run { first: 0, count: blocks }].into_iter().collect();
+        Plan { mode, read, zero: RunSet::new(), audit: RunSet::new(), ..self }
+    }
+}
+
 /// Makes the plan (DESIGN §4, "Incremental").
 pub fn plan(
+    disk_bytes: u64,
+    block_size: BlockSize,
+    base: &BaseAnswer,
+    options: &PlanOptions,
+) -> Plan {
+    let mut plan = by_base(disk_bytes, block_size, base, options);
+    if plan.mode != ReadMode::Extents
+        && let Some(extents) = &options.allocated_extents
+    {
+        read_allocated(&mut plan, extents, disk_bytes, block_size);
+    }
+    if let Some(options) = &options.audit {
+        plan.audit = audit::sample(options, block_size.block_count(disk_bytes), &plan.read);
+    }
+    plan
+}
+
+/// Leaves out what is not allocated. A list that does not fit the disk is not used.
+fn read_allocated(plan: &mut Plan, extents: &[Extent], disk_bytes: u64, block_size: BlockSize) {
+    let end = extents.iter().map(|extent| extent.start.saturating_add(extent.length)).max();
+    if end.is_some_and(|end| end > disk_bytes.next_multiple_of(EXTENT_GRAIN)) {
+        plan.reason.push_str("; the allocated extents reach beyond the disk and are not used");
+        return;
+    }
+    let blocks = block_size.block_count(disk_bytes);
+    let mut read = blocks_touched(extents.iter().copied(), block_size, disk_bytes);
+    read.remove(Run { first: blocks, count: u64::MAX - blocks });
+    plan.zero = read.gaps(blocks).into_iter().collect();
+    plan.read = read;
+    plan.reason.push_str("; only what is allocated is read");
+}
+
+fn by_base(
     disk_bytes: u64,
     block_size: BlockSize,
     base: &BaseAnswer,
@@ -76,6 +128,8 @@ pub fn plan(
         mode: ReadMode::Full,
         reason,
         read: everything.clone(),
+        zero: RunSet::new(),
+        audit: RunSet::new(),
         heal: RunSet::new(),
         base_blocks: 0,
     };
@@ -95,6 +149,8 @@ pub fn plan(
         mode: ReadMode::Compare,
         reason,
         read: everything.clone(),
+        zero: RunSet::new(),
+        audit: RunSet::new(),
         heal: heal.clone(),
         base_blocks,
     };
@@ -126,7 +182,8 @@ pub fn plan(
     read_resized(&mut read, disk_bytes, size_bytes, block_size);
     read.remove(Run { first: blocks, count: u64::MAX - blocks });
     let reason = format!("changed extents since point {point}");
-    Plan { mode: ReadMode::Extents, reason, read, heal, base_blocks }
+    let (zero, audit) = (RunSet::new(), RunSet::new());
+    Plan { mode: ReadMode::Extents, reason, read, zero, audit, heal, base_blocks }
 }
 
 /// Where the disk's size differs from the base's: the grown range, the base's short tail block,
@@ -171,6 +228,7 @@ mod tests {
             force_full: false,
             changed_extents: Some(changed),
             extents_base: Some(PointId([point; 16])),
+            ..PlanOptions::default()
         }
     }
 
@@ -193,6 +251,40 @@ mod tests {
         assert_eq!(runs(10 * MIB, &none, &changed), (ReadMode::Full, all.clone()));
         let full = PlanOptions { force_full: true, ..changed };
         assert_eq!(runs(10 * MIB, &good, &full), (ReadMode::Full, all));
+    }
+
+    #[test]
+    fn what_is_not_allocated_is_zero_unless_the_list_is_another_disks() {
+        let allocated = |extents: &[(u64, u64)]| PlanOptions {
+            allocated_extents: Some(
+                extents.iter().map(|&(start, length)| Extent { start, length }).collect(),
+            ),
+            ..PlanOptions::default()
+        };
+        let none = BaseAnswer::NotAsked;
+        let made = plan(10 * MIB, BlockSize::M1, &none, &allocated(&[(MIB - 1, 2), (9 * MIB, 1)]));
+        let runs = |set: &super::RunSet| -> Vec<(u64, u64)> {
+            set.iter().map(|run| (run.first, run.count)).collect()
+        };
+        assert_eq!((runs(&made.read), runs(&made.zero)), (vec![(0, 2), (9, 1)], vec![(2, 7)]));
+        let beyond = plan(10 * MIB, BlockSize::M1, &none, &allocated(&[(11 * MIB, MIB)]));
+        assert_eq!((runs(&beyond.read), runs(&beyond.zero)), (vec![(0, 10)], vec![]));
+        let compared = plan(
+            10 * MIB,
+            BlockSize::M1,
+            &base(10 * MIB, vec![Run { first: 5, count: 1 }], None),
+            &allocated(&[(0, MIB)]),
+        );
+        assert_eq!((compared.mode, runs(&compared.zero)), (ReadMode::Compare, vec![(1, 9)]));
+        // After a block that was not zero: everything is read.
+        let distrusted = compared.distrust(10);
+        assert_eq!(runs(&distrusted.read), [(0, 10)]);
+        assert!(distrusted.zero.is_empty());
+        // Changed extents say all that is to be read.
+        let mut both = options(&[(MIB, 1)], 1);
+        both.allocated_extents = Some(vec![]);
+        let both = plan(10 * MIB, BlockSize::M1, &base(10 * MIB, vec![], None), &both);
+        assert_eq!((both.mode, runs(&both.read)), (ReadMode::Extents, vec![(1, 1)]));
     }
 
     #[test]

@@ -17,12 +17,16 @@ use gantry_common::session::source_port::SourceReport;
 use gantry_common::wire::{Mark, MarkKind};
 
 use super::ReportSender;
+use super::audit::Audit;
 use super::plan::{Plan, ReadMode};
 use crate::stats::Progress;
 use crate::unit::{TaskDisk, Unit};
 
 /// Leaves of base ids asked for ahead of the reader.
 const LEAVES_AHEAD: usize = 4;
+
+/// How often an audit that waits for its reads looks whether the session is over.
+const AUDIT_WAIT: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// What the network thread tells a planner.
 #[derive(Debug)]
@@ -48,6 +52,7 @@ pub struct Planner {
     // The data extent [start, end) in bytes at or after the last position asked for.
     data: Option<(u64, u64)>,
     counted: RunSet,
+    audit: Arc<Audit>,
 }
 
 /// The session is over: the planner ends without a word.
@@ -73,6 +78,7 @@ impl Planner {
         input: Receiver<PlannerInput>,
         units: Sender<Unit>,
         reports: ReportSender,
+        audit: Arc<Audit>,
     ) -> Planner {
         let durable: RunSet = durable.iter().copied().collect();
         let todo = durable.gaps(disk.blocks()).into();
@@ -87,6 +93,7 @@ impl Planner {
             asked: BTreeSet::new(),
             data: None,
             counted: RunSet::new(),
+            audit,
         }
     }
 
@@ -100,6 +107,9 @@ impl Planner {
     }
 
     fn work(&mut self) -> Ended {
+        if let Err(ended) = self.audit() {
+            return ended;
+        }
         loop {
             while let Some(run) = self.todo.pop_front() {
                 if let Err(ended) = self.walk(run) {
@@ -112,6 +122,34 @@ impl Planner {
         }
     }
 
+    /// Compares the sample, and trusts nobody if one block of it is wrong. Before anything else: no
+    /// fate must be decided by a list that is wrong.
+    fn audit(&mut self) -> Result<(), Ended> {
+        let sample = std::mem::take(&mut self.plan.audit);
+        if sample.is_empty() {
+            return Ok(());
+        }
+        let read = std::mem::replace(&mut self.plan.read, sample.clone());
+        for block in sample.iter().flat_map(|run| run.first..run.first + run.count) {
+            let expected = match self.plan.zero.contains(block) {
+                true => Some(BlockId::ZERO),
+                false => self.base_id(block)?,
+            };
+            let audit = Some(Arc::clone(&self.audit));
+            // A leaf may be shorter than the disk's size says: then nothing vouches for the block.
+            self.give(Unit { disk: Arc::clone(&self.disk), block, expected, audit })?;
+        }
+        self.plan.read = read;
+        while self.audit.wait(sample.blocks(), AUDIT_WAIT).blocks < sample.blocks() {
+            self.drain_input()?;
+        }
+        if self.audit.sum().wrong > 0 {
+            let blocks = self.disk.blocks();
+            self.plan = self.plan.clone().distrust(blocks);
+        }
+        Ok(())
+    }
+
     /// Gives out every block of `run`.
     fn walk(&mut self, run: Run) -> Result<(), Ended> {
         let end = run.first + run.count;
@@ -121,7 +159,9 @@ impl Planner {
             match self.plan.read.run_at(at) {
                 None => {
                     let next = self.plan.read.next_run(at).map_or(end, |next| next.first.min(end));
-                    self.mark(at, next, MarkKind::Unchanged);
+                    // Either all of it is not allocated, or none: one list made the plan.
+                    let is_zero = self.plan.zero.contains(at);
+                    self.mark(at, next, if is_zero { MarkKind::Zero } else { MarkKind::Unchanged });
                     at = next;
                 }
                 Some(read) => {
@@ -160,7 +200,7 @@ impl Planner {
         self.count_todo(at, data_end);
         for block in at..data_end {
             let expected = self.expected(block)?;
-            self.give(Unit { disk: Arc::clone(&self.disk), block, expected })?;
+            self.give(Unit { disk: Arc::clone(&self.disk), block, expected, audit: None })?;
         }
         // A block that straddles the extent's end was given out whole: look again after it.
         self.data = None;
@@ -204,6 +244,11 @@ impl Planner {
         {
             return Ok(None);
         }
+        self.base_id(block)
+    }
+
+    /// What the base has there; the block is one of `plan.read`.
+    fn base_id(&mut self, block: u64) -> Result<Option<BlockId>, Stopped> {
         let leaf = block / NODE_CHILDREN;
         self.ask_ahead(leaf);
         while !self.leaves.contains_key(&leaf) {

@@ -198,6 +198,14 @@ impl Worker {
         }
         let progress = &unit.disk.progress;
         Progress::add(&progress.read_bytes, len as u64);
+        if let Some(audit) = &unit.audit {
+            let id = match filter::is_zero(&buf[..len]) {
+                true => BlockId::ZERO,
+                false => unit.disk.id_key.block_id(&buf[..len]),
+            };
+            audit.found(unit.block, id, unit.expected.unwrap_or(BlockId::ZERO));
+            return;
+        }
         Progress::add(&progress.done_bytes, len as u64);
         let stages = self.stats.tasks.entry(task).or_default();
         stages.stage(Stage::Read).record(len as u64, took);

@@ -15,6 +15,7 @@ use gantry_common::wire::{BaseAnswer, TaskNumber, TaskTotals};
 
 use super::fates::{Fate, Fates};
 use crate::disk::Disk;
+use crate::pipeline::audit::Audit;
 use crate::pipeline::plan::{self, PlanOptions, ReadMode};
 use crate::pipeline::{DiskFacts, Pipeline};
 use crate::stats::Progress;
@@ -40,6 +41,8 @@ pub struct SessionDisk {
     pub progress: Arc<Progress>,
     /// How it was read, and why.
     pub plan: Option<(ReadMode, String)>,
+    /// What the audit of its changed extents found.
+    pub audit: Arc<Audit>,
     source: Arc<Disk>,
     options: PlanOptions,
     fates: Fates,
@@ -61,6 +64,7 @@ impl SessionDisk {
             block_size,
             progress: Arc::default(),
             plan: None,
+            audit: Arc::default(),
             fates: Fates::new(block_size, size_bytes, &[]),
             source: Arc::new(source),
             options,
@@ -231,6 +235,10 @@ fn begin(
         let blocks: u64 = durable.iter().map(|run| run.count).sum();
         log.push(format!("disk {}: resumed, {blocks} blocks were durable already", disk.label));
     }
+    if !plan.audit.is_empty() {
+        let blocks = plan.audit.blocks();
+        log.push(format!("disk {}: {blocks} blocks that are not listed are compared", disk.label));
+    }
     disk.plan = Some((plan.mode, plan.reason.clone()));
     let facts = DiskFacts {
         label: disk.label.clone(),
@@ -238,6 +246,7 @@ fn begin(
         block_size: disk.block_size,
         id_key,
         progress: Arc::clone(&disk.progress),
+        audit: Arc::clone(&disk.audit),
     };
     pipeline.begin(task, Arc::clone(&disk.source), facts, plan, &durable)
 }

@@ -121,6 +121,7 @@ impl Manifest {
             size_bytes: disk.size_bytes,
             block_size: disk.block_size,
             totals: disk.totals,
+            change_id: disk.change_id.clone(),
         };
         PointSummary {
             point: self.point,

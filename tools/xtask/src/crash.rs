@@ -71,7 +71,11 @@ pub fn planted(only: Option<&str>, runs: u64) -> Result<()> {
 /// Copies what git knows of the tree, as it stands; unchanged files keep their times, so that only
 /// what a patch touches is built anew.
 fn copy_sources(root: &Path, copy: &Path) -> Result<()> {
-    let listed = shell::output(shell::command("git").arg("ls-files").current_dir(root))?;
+    let listed = {
+        let mut list = shell::command("git");
+        list.args(["ls-files", "--cached", "--others", "--exclude-standard"]);
+        shell::output(list.current_dir(root))?
+    };
     for file in listed.lines() {
         let (from, to) = (root.join(file), copy.join(file));
         let Ok(bytes) = std::fs::read(&from) else { continue };

@@ -54,6 +54,7 @@ impl Model {
                 size_bytes: self.size_bytes,
                 block_size: self.block_size,
                 totals: TaskTotals::default(),
+                change_id: None,
             }],
         }
     }
