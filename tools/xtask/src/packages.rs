@@ -50,9 +50,13 @@ const IMAGES: &[Need] = &[
     need("mkswap", "util-linux"),
 ];
 
+/// Counterparts that tests hold Gantry against: qemu's reader and writer of disk images.
+const COUNTERPARTS: &[Need] = &[need("qemu-img", "qemu-utils"), need("qemu-io", "qemu-utils")];
+
 fn needs(task: Task) -> impl Iterator<Item = &'static Need> {
     let compiler = if task == Task::Corpus { &[] } else { COMPILER };
-    compiler.iter().chain(IMAGES)
+    let counterparts = if task == Task::Test { COUNTERPARTS } else { &[] };
+    compiler.iter().chain(IMAGES).chain(counterparts)
 }
 
 /// The missing packages' names, each once, in the order of the needs.
@@ -142,7 +146,16 @@ mod tests {
         let packages = missing(needs(Task::Test), |command| command == "losetup");
         assert_eq!(
             packages,
-            ["gcc", "libc6-dev", "fdisk", "e2fsprogs", "xfsprogs", "ntfs-3g", "util-linux"]
+            [
+                "gcc",
+                "libc6-dev",
+                "fdisk",
+                "e2fsprogs",
+                "xfsprogs",
+                "ntfs-3g",
+                "util-linux",
+                "qemu-utils"
+            ]
         );
         assert!(missing(needs(Task::Corpus), |_| true).is_empty());
         assert!(!missing(needs(Task::Corpus), |_| false).contains(&"gcc"));
