@@ -7,40 +7,49 @@
 //!
 //! | file | what |
 //! | --- | --- |
+//! | `disk.rs` | disks as a whole |
 //! | `world.rs`, `state.rs` | what is behind the lock; what of it survives a restart |
 //! | `chain.rs`, `flat.rs`, `sparse.rs`, `descriptor.rs` | links, their extents, their descriptors |
 //! | `snapshot.rs` | fork, remove, revert, consolidate |
+//! | `tracking.rs`, `areas.rs` | which blocks were written to; queries of changed areas |
+//! | `folder.rs`, `hotadd.rs` | how others come to the files |
+//! | `fault.rs` | what drills break |
 
-use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+mod areas;
 mod chain;
 mod descriptor;
+mod disk;
 mod error;
+mod fault;
 mod flat;
+mod folder;
+mod hotadd;
 mod path;
 mod snapshot;
 mod sparse;
 mod state;
 #[cfg(test)]
 mod tests;
+mod tracking;
 mod world;
 
+pub use areas::{AREAS_PER_PAGE, ChangeInfo, ChangedArea};
+pub use disk::{DiskInfo, DiskSpec, Link, PowerOff};
 pub use error::{ChangeTrackingFault, Result, StorageError};
+pub use fault::Fault;
+pub use folder::FolderFile;
+pub use hotadd::{HotAdded, View};
 pub use path::DatastorePath;
-pub use snapshot::Removal;
+pub use snapshot::{FrozenDisk, Removal, SnapshotInfo};
 pub use sparse::SparseFormat;
 pub use state::{DatastoreKind, DiskId, LinkKind, SnapshotId};
 
-use error::{IoContext, missing};
-use flat::FlatExtent;
-use sparse::SECTOR_BYTES;
-use state::{DiskState, LinkId, LinkState};
+use error::IoContext;
 use world::World;
-
-/// Largest disk, as on ESXi: 62 TiB.
-const CAPACITY_BYTES_MAX: u64 = 62 << 40;
 
 /// The disk engine. Clones are the same engine.
 #[derive(Debug, Clone)]
@@ -53,69 +62,12 @@ struct Shared {
     world: Mutex<World>,
 }
 
-/// A disk to be made.
-#[derive(Debug, Clone)]
-pub struct DiskSpec {
-    /// Its descriptor: `[ds] folder/x.vmdk`.
-    pub file: DatastorePath,
-    /// Its size, a multiple of 512.
-    pub capacity_bytes: u64,
-    /// A raw image that it starts with; at most as large.
-    pub image: Option<PathBuf>,
-    /// `backing.uuid`, 32 hexadecimal digits with dashes; made from the seed if absent.
-    pub uuid: Option<String>,
-    /// Thin: `thinProvisioned` in the backing and the descriptor.
-    pub thin: bool,
-}
-
-/// One file of a disk's chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Its descriptor, which is what `backing.fileName` says.
-    pub file: DatastorePath,
-    /// The file with its data.
-    pub extent_file: DatastorePath,
-    /// The layout of that.
-    pub kind: LinkKind,
-    /// The parent's descriptor.
-    pub parent: Option<DatastorePath>,
-}
-
-/// A disk as it is now.
-#[derive(Debug, Clone)]
-pub struct DiskInfo {
-    /// `backing.uuid`.
-    pub uuid: String,
-    /// Its size.
-    pub capacity_bytes: u64,
-    /// Thin?
-    pub thin: bool,
-    /// The chain, from the link that the guest writes to down to the base.
-    pub chain: Vec<Link>,
-    /// A running VM holds the first link.
-    pub locked: bool,
-    /// The snapshot that the guest's link was forked from.
-    pub current_snapshot: Option<SnapshotId>,
-}
-
-/// A disk as a snapshot holds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FrozenDisk {
-    /// Which disk.
-    pub disk: DiskId,
-    /// The frozen descriptor: `backing.fileName` in the snapshot's configuration.
-    pub file: DatastorePath,
-    /// The disk's size then.
-    pub capacity_bytes: u64,
-}
-
-/// A snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SnapshotInfo {
-    /// The snapshot before it, if any.
-    pub parent: Option<SnapshotId>,
-    /// Its disks, by id.
-    pub disks: Vec<FrozenDisk>,
+impl Shared {
+    /// A panic of another thread does not make the files unusable: they are consistent after every
+    /// write.
+    fn lock(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Storage {
@@ -126,10 +78,8 @@ impl Storage {
         Ok(Storage { shared: Arc::new(Shared { world: Mutex::new(world) }) })
     }
 
-    /// A panic of another thread does not make the files unusable: they are consistent after every
-    /// write.
     fn world(&self) -> MutexGuard<'_, World> {
-        self.shared.world.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.lock()
     }
 
     /// Says what kind of file system a datastore has, and makes its folder. Disks' next deltas
@@ -175,14 +125,15 @@ impl Storage {
         self.world().disk_info(disk)
     }
 
-    /// The VM starts: its disks' live links are locked from now on.
+    /// The VM starts: its disks' live links are locked from now on. A stun: change tracking that
+    /// was enabled becomes active.
     pub fn power_on(&self, disks: &[DiskId]) -> Result<()> {
-        self.world().set_power(disks, true)
+        self.world().power_on(disks)
     }
 
     /// The VM stops.
-    pub fn power_off(&self, disks: &[DiskId]) -> Result<()> {
-        self.world().set_power(disks, false)
+    pub fn power_off(&self, disks: &[DiskId], how: PowerOff) -> Result<()> {
+        self.world().power_off(disks, how)
     }
 
     /// Reads what the guest sees now. `buf` has whole sectors.
@@ -247,156 +198,70 @@ impl Storage {
     pub fn consolidation_needed(&self, disks: &[DiskId]) -> Result<bool> {
         self.world().consolidation_needed(disks)
     }
-}
 
-impl World {
-    fn create_disk(&mut self, spec: &DiskSpec) -> Result<DiskId> {
-        let invalid = |why: &str| Err(StorageError::Invalid(format!("disk {}: {why}", spec.file)));
-        let capacity_bytes = spec.capacity_bytes;
-        if capacity_bytes == 0
-            || !capacity_bytes.is_multiple_of(SECTOR_BYTES)
-            || capacity_bytes > CAPACITY_BYTES_MAX
-        {
-            return invalid("its size must be a multiple of 512, up to 62 TiB");
-        }
-        if !spec.file.file_name().ends_with(".vmdk") || spec.file.stem().is_empty() {
-            return invalid("its descriptor must be called something.vmdk");
-        }
-        let uuid = match &spec.uuid {
-            Some(uuid) if is_uuid(uuid) => uuid.clone(),
-            Some(_) => return invalid("its UUID must be 32 hexadecimal digits with dashes"),
-            None => disk_uuid(self.random(), self.random()),
-        };
-        let id = DiskId(self.state.new_id());
-        let live = LinkId(self.state.new_id());
-        let link = LinkState {
-            disk: id,
-            file: spec.file.clone(),
-            kind: LinkKind::Flat,
-            parent: None,
-            cid: self.new_cid(),
-        };
-        let extent = self.create_base(&link, spec)?;
-        let disk = DiskState {
-            file: spec.file.clone(),
-            uuid,
-            capacity_bytes,
-            thin: spec.thin,
-            live,
-            powered_on: false,
-            current: None,
-        };
-        self.state.disks.insert(id, disk);
-        self.state.links.insert(live, link);
-        self.extents.insert(live, chain::Extent::Flat(extent));
-        self.write_descriptor(live)?;
-        self.save()?;
-        Ok(id)
+    /// Wishes change tracking on (`changeTrackingEnabled`). It begins at the next stun: a snapshot
+    /// made or removed, a revert, a start of the VM. Enabled while there are snapshots, it silently
+    /// gives wrong answers, as on ESXi.
+    pub fn enable_cbt(&self, disk: DiskId) -> Result<()> {
+        self.world().set_tracking(disk, true)
     }
 
-    fn create_base(&self, link: &LinkState, spec: &DiskSpec) -> Result<FlatExtent> {
-        let path = link.extent_file().under(&self.root);
-        if link.file.under(&self.root).exists() || path.exists() {
-            return Err(StorageError::Exists { file: link.file.to_string() });
-        }
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).at("create", folder)?;
-        }
-        let extent = FlatExtent::create(&path, spec.capacity_bytes)?;
-        if let Some(image) = &spec.image
-            && let Err(e) = extent.import(image)
-        {
-            world::remove_file(&path)?;
-            return Err(e);
-        }
-        Ok(extent)
+    /// Turns change tracking off and forgets all change ids.
+    pub fn disable_cbt(&self, disk: DiskId) -> Result<()> {
+        self.world().set_tracking(disk, false)
     }
 
-    fn delete_disk(&mut self, id: DiskId) -> Result<()> {
-        let disk = self.state.disk(id)?;
-        let file = disk.file.to_string();
-        if disk.powered_on {
-            return Err(StorageError::Locked { file, holder: "its VM runs".into() });
-        }
-        if self.state.snapshots.values().any(|s| s.disks.contains_key(&id)) {
-            return Err(StorageError::Locked { file, holder: "it has snapshots".into() });
-        }
-        let links = self.state.links_of(id);
-        self.state.disks.remove(&id);
-        self.drop_links(&links)
+    /// Begins a new tracking period, as a host does after trouble: old change ids are refused.
+    pub fn reset_cbt(&self, disk: DiskId) -> Result<()> {
+        self.world().reset_tracking(disk)
     }
 
-    fn grow_disk(&mut self, id: DiskId, capacity_bytes: u64) -> Result<()> {
-        let links = self.state.links_of(id);
-        let disk = self.state.disk_mut(id)?;
-        let grows = capacity_bytes > disk.capacity_bytes
-            && capacity_bytes <= CAPACITY_BYTES_MAX
-            && capacity_bytes.is_multiple_of(SECTOR_BYTES);
-        let (1, true) = (links.len(), grows) else {
-            return Err(StorageError::Invalid(format!(
-                "{} cannot be made {capacity_bytes} bytes: only larger, and without snapshots",
-                disk.file
-            )));
-        };
-        disk.capacity_bytes = capacity_bytes;
-        let live = disk.live;
-        if let Some(chain::Extent::Flat(extent)) = self.extents.get(&live) {
-            extent.resize(capacity_bytes)?;
-        }
-        self.save()?;
-        self.write_descriptor(live)
+    /// The areas of a disk that changed between a change id and a snapshot, from an offset on; with
+    /// `*` those that are allocated. One page: ask again from `start_offset + length`.
+    pub fn changed_areas(
+        &self,
+        disk: DiskId,
+        snapshot: SnapshotId,
+        start_offset: u64,
+        change_id: &str,
+    ) -> Result<ChangeInfo> {
+        self.world().changed_areas(disk, snapshot, start_offset, change_id)
     }
 
-    fn set_power(&mut self, disks: &[DiskId], on: bool) -> Result<()> {
-        for disk in disks {
-            self.state.disk_mut(*disk)?.powered_on = on;
-        }
-        self.save()
+    /// Opens any file of a datastore for ranged reads. `Locked` for the extent that a running VM
+    /// writes to.
+    pub fn folder_open(&self, file: &DatastorePath) -> Result<FolderFile> {
+        FolderFile::open(&self.shared, file)
     }
 
-    fn disk_info(&self, id: DiskId) -> Result<DiskInfo> {
-        let disk = self.state.disk(id)?;
-        let chain = self.state.chain(disk.live)?;
-        let links: Result<Vec<&LinkState>> = chain.iter().map(|id| self.state.link(*id)).collect();
-        let links = links?;
-        let parents = links.iter().skip(1).map(|link| Some(link.file.clone())).chain([None]);
-        let link = |(link, parent): (&&LinkState, _)| Link {
-            file: link.file.clone(),
-            extent_file: link.extent_file(),
-            kind: link.kind,
-            parent,
-        };
-        Ok(DiskInfo {
-            uuid: disk.uuid.clone(),
-            capacity_bytes: disk.capacity_bytes,
-            thin: disk.thin,
-            chain: links.iter().zip(parents).map(link).collect(),
-            locked: disk.powered_on,
-            current_snapshot: disk.current,
-        })
+    /// Attaches a disk by its descriptor to a proxy; it is visible at the path in the answer. With
+    /// deltas in the chain this copies the disk's content.
+    pub fn hot_add(&self, file: &DatastorePath, proxy: &str) -> Result<HotAdded> {
+        self.shared.hot_add(file, proxy)
     }
 
-    fn snapshot_info(&self, id: SnapshotId) -> Result<SnapshotInfo> {
-        let snapshot = self.state.snapshot(id)?;
-        let disks = snapshot.disks.iter().map(|(disk, frozen)| {
-            let link = self.state.links.get(&frozen.link);
-            let link = link.ok_or_else(|| missing("link", frozen.link))?;
-            let (file, capacity_bytes) = (link.file.clone(), frozen.capacity_bytes);
-            Ok(FrozenDisk { disk: *disk, file, capacity_bytes })
-        });
-        Ok(SnapshotInfo { parent: snapshot.parent, disks: disks.collect::<Result<_>>()? })
+    /// Detaches it again.
+    pub fn hot_remove(&self, file: &DatastorePath, proxy: &str) -> Result<()> {
+        self.world().detach(file, proxy)
     }
-}
 
-fn is_uuid(text: &str) -> bool {
-    let digits = text.chars().filter(char::is_ascii_hexdigit).count();
-    digits == 32 && text.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
-}
+    /// All that is attached, also from before a restart.
+    pub fn attached(&self) -> Vec<HotAdded> {
+        self.world().state.attached.clone()
+    }
 
-/// A UUID as vSphere gives disks: it begins with `6000C29`.
-fn disk_uuid(high: u64, low: u64) -> String {
-    let mut digits = format!("6000C29{:09x}", high & 0xf_ffff_ffff);
-    let _ = write!(digits, "{low:016x}");
-    let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
-    parts.join("-")
+    /// Turns a fault on.
+    pub fn inject(&self, fault: Fault) {
+        self.world().faults.add(fault);
+    }
+
+    /// Turns all faults off.
+    pub fn clear_faults(&self) {
+        self.world().faults.clear();
+    }
+
+    /// The areas (bytes of the disk) that `Fault::OmitChanges` left out of answers about a snapshot.
+    pub fn omitted_areas(&self, snapshot: SnapshotId, disk: DiskId) -> Vec<Range<u64>> {
+        self.world().faults.omitted(snapshot, disk)
+    }
 }

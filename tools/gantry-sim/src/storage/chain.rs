@@ -175,4 +175,28 @@ impl World {
         }
         Ok(())
     }
+
+    /// The ranges that some link of the chain holds, in order and joined; all else reads as zeros.
+    pub(super) fn allocated(&self, link: LinkId) -> Result<Vec<Range<u64>>> {
+        let capacity_bytes = self.state.disk(self.state.link(link)?.disk)?.capacity_bytes;
+        let mut ranges = Vec::new();
+        for link in self.state.chain(link)? {
+            let runs = self.extent(link)?.present(capacity_bytes)?;
+            ranges.extend(runs.iter().map(|run| run.offset..run.offset + run.length));
+        }
+        Ok(join(ranges))
+    }
+}
+
+/// Sorts ranges and joins those that touch or overlap.
+pub(super) fn join(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
 }

@@ -31,9 +31,14 @@ pub(super) fn render(disk: &DiskState, link: &LinkState, parent: Option<&LinkSta
     }
     let _ = write!(
         text,
-        "# Extent description\nRW {sectors} {extent_type} \"{}\"\n\n# The Disk Data Base\n#DDB\n\n",
+        "# Extent description\nRW {sectors} {extent_type} \"{}\"\n\n",
         extent.file_name()
     );
+    if link.tracked {
+        let map = link.map_file();
+        let _ = write!(text, "# Change Tracking File\nchangeTrackPath=\"{}\"\n\n", map.file_name());
+    }
+    text.push_str("# The Disk Data Base\n#DDB\n\n");
     if parent.is_none() {
         let cylinders = (sectors / (255 * 63)).clamp(1, 65_535);
         let _ = write!(

@@ -15,7 +15,8 @@
 
 use std::collections::BTreeMap;
 
-use super::error::{Result, StorageError};
+use super::error::{Result, StorageError, missing};
+use super::path::DatastorePath;
 use super::state::{DiskId, FrozenState, LinkId, SnapshotId, SnapshotState};
 use super::world::World;
 
@@ -29,6 +30,28 @@ pub struct Removal {
     pub consolidation_needed: bool,
 }
 
+/// A disk as a snapshot holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrozenDisk {
+    /// Which disk.
+    pub disk: DiskId,
+    /// The frozen descriptor: `backing.fileName` in the snapshot's configuration.
+    pub file: DatastorePath,
+    /// The disk's size then.
+    pub capacity_bytes: u64,
+    /// Its `changeId` at that instant; none if tracking was not active.
+    pub change_id: Option<String>,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// The snapshot before it, if any.
+    pub parent: Option<SnapshotId>,
+    /// Its disks, by id.
+    pub disks: Vec<FrozenDisk>,
+}
+
 impl World {
     /// Forks all disks at one instant.
     pub(super) fn fork(&mut self, disks: &[DiskId]) -> Result<SnapshotId> {
@@ -37,6 +60,9 @@ impl World {
         ids.dedup();
         if ids.is_empty() || ids.len() != disks.len() {
             return Err(StorageError::Invalid("a snapshot needs disks, each named once".into()));
+        }
+        for disk in &ids {
+            self.stun(*disk)?;
         }
         let mut deltas = Vec::new();
         for disk in &ids {
@@ -54,10 +80,12 @@ impl World {
         for (disk, delta) in ids.iter().zip(deltas) {
             let state = self.state.disk_mut(*disk)?;
             let (link, capacity_bytes) = (state.live, state.capacity_bytes);
+            let change_id = state.tracking.change_id();
             parent = parent.max(state.current);
             state.live = delta;
             state.current = Some(id);
-            frozen.insert(*disk, FrozenState { link, capacity_bytes });
+            state.tracking.epoch += 1;
+            frozen.insert(*disk, FrozenState { link, capacity_bytes, change_id });
         }
         self.state.snapshots.insert(id, SnapshotState { parent, disks: frozen });
         self.save()?;
@@ -78,12 +106,21 @@ impl World {
             link.cid = cid;
         }
         self.write_descriptor(live)?;
-        self.fork_link(live)
+        let delta = self.fork_link(live)?;
+        if let Err(e) = self.fork_map(disk, live, delta) {
+            self.drop_links(&[delta])?;
+            return Err(e);
+        }
+        Ok(delta)
     }
 
     /// Takes a snapshot out of the tree and merges what only it needed, if `consolidate`.
     pub(super) fn remove_snapshot(&mut self, id: SnapshotId, consolidate: bool) -> Result<Removal> {
         let gone = self.state.snapshot(id)?.clone();
+        let disks: Vec<DiskId> = gone.disks.keys().copied().collect();
+        if self.faults.removal_fails(&disks) {
+            return Err(StorageError::Injected(format!("{id} cannot be removed")));
+        }
         self.state.snapshots.remove(&id);
         for snapshot in self.state.snapshots.values_mut().filter(|s| s.parent == Some(id)) {
             snapshot.parent = gone.parent;
@@ -92,11 +129,13 @@ impl World {
             disk.current = gone.parent;
         }
         self.save()?;
-        let disks: Vec<DiskId> = gone.disks.keys().copied().collect();
-        if consolidate {
-            for disk in &disks {
+        for disk in disks.iter().filter(|_| consolidate) {
+            if !self.faults.consolidation_sticks(*disk) {
                 self.settle(*disk)?;
             }
+        }
+        for disk in &disks {
+            self.stun(*disk)?;
         }
         Ok(Removal { consolidation_needed: self.consolidation_needed(&disks)? })
     }
@@ -104,12 +143,18 @@ impl World {
     /// Throws away what was written since `id` and goes on from it.
     pub(super) fn revert(&mut self, id: SnapshotId) -> Result<()> {
         let target = self.state.snapshot(id)?.clone();
+        for disk in target.disks.keys() {
+            self.check_unattached(self.state.disk(*disk)?.live)?;
+        }
         let mut old = Vec::new();
         for (disk, frozen) in &target.disks {
             let delta = self.fork_link(frozen.link)?;
             let state = self.state.disk_mut(*disk)?;
             old.push(std::mem::replace(&mut state.live, delta));
             state.current = Some(id);
+            if state.tracking.enabled {
+                self.begin_period(*disk)?;
+            }
         }
         self.drop_links(&old)?;
         for disk in target.disks.keys() {
@@ -121,8 +166,13 @@ impl World {
     /// Merges all left-overs of the disks that nobody holds.
     pub(super) fn consolidate(&mut self, disks: &[DiskId]) -> Result<()> {
         for disk in disks {
-            self.state.disk(*disk)?;
+            let file = self.state.disk(*disk)?.file.clone();
+            if self.faults.consolidation_sticks(*disk) {
+                let text = format!("the deltas of {file} cannot be merged");
+                return Err(StorageError::Injected(text));
+            }
             self.settle(*disk)?;
+            self.stun(*disk)?;
         }
         Ok(())
     }
@@ -148,12 +198,17 @@ impl World {
     /// Deletes or merges every left-over of a disk that can be.
     fn settle(&mut self, disk: DiskId) -> Result<()> {
         loop {
-            let links = self.state.links_of(disk);
-            let next = links.into_iter().find(|link| self.is_left_over(*link));
-            let Some(link) = next else { return Ok(()) };
-            match self.state.children(link).first() {
-                None => self.drop_links(&[link])?,
-                Some(child) => self.merge(link, *child)?,
+            let held = self.held_links()?;
+            let links = self.state.links_of(disk).into_iter();
+            let next = links.filter(|link| !held.contains(link)).find_map(|link| {
+                let child = self.state.children(link).first().copied();
+                let ready = self.is_left_over(link) && child.is_none_or(|c| !held.contains(&c));
+                ready.then_some((link, child))
+            });
+            match next {
+                None => return Ok(()),
+                Some((link, None)) => self.drop_links(&[link])?,
+                Some((link, Some(child))) => self.merge(link, child)?,
             }
         }
     }
@@ -161,6 +216,7 @@ impl World {
     /// `link` takes over what its only child holds, and the child's place.
     fn merge(&mut self, link: LinkId, child: LinkId) -> Result<()> {
         self.copy_into_parent(child)?;
+        self.inherit_map(link, child)?;
         let grandchildren = self.state.children(child);
         let cid = self.state.link(child)?.cid;
         for (id, state) in &mut self.state.links {
@@ -183,5 +239,19 @@ impl World {
             self.write_descriptor(id)?;
         }
         Ok(())
+    }
+    pub(super) fn snapshot_info(&self, id: SnapshotId) -> Result<SnapshotInfo> {
+        let snapshot = self.state.snapshot(id)?;
+        let disks = snapshot.disks.iter().map(|(disk, frozen)| {
+            let link = self.state.links.get(&frozen.link);
+            let link = link.ok_or_else(|| missing("link", frozen.link))?;
+            Ok(FrozenDisk {
+                disk: *disk,
+                file: link.file.clone(),
+                capacity_bytes: frozen.capacity_bytes,
+                change_id: frozen.change_id.clone(),
+            })
+        });
+        Ok(SnapshotInfo { parent: snapshot.parent, disks: disks.collect::<Result<_>>()? })
     }
 }

@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{IoContext, Result, StorageError, missing};
+use super::hotadd::HotAdded;
 use super::path::DatastorePath;
 use super::sparse::SparseFormat;
+use super::tracking::TrackingState;
 
 /// Folder of the engine's own files, beside the datastores.
 pub(super) const STATE_FOLDER: &str = ".storage";
@@ -93,6 +95,7 @@ pub(super) struct DiskState {
     pub(super) powered_on: bool,
     /// The snapshot that the live link was forked from.
     pub(super) current: Option<SnapshotId>,
+    pub(super) tracking: TrackingState,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -104,6 +107,8 @@ pub(super) struct LinkState {
     pub(super) parent: Option<LinkId>,
     /// Content id: changes when a link that was written to is frozen.
     pub(super) cid: u32,
+    /// It has a change map.
+    pub(super) tracked: bool,
 }
 
 /// A disk as a snapshot holds it.
@@ -111,6 +116,8 @@ pub(super) struct LinkState {
 pub(super) struct FrozenState {
     pub(super) link: LinkId,
     pub(super) capacity_bytes: u64,
+    /// None if tracking was not active.
+    pub(super) change_id: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -126,6 +133,7 @@ pub(super) struct State {
     pub(super) disks: BTreeMap<DiskId, DiskState>,
     pub(super) links: BTreeMap<LinkId, LinkState>,
     pub(super) snapshots: BTreeMap<SnapshotId, SnapshotState>,
+    pub(super) attached: Vec<HotAdded>,
 }
 
 impl State {
@@ -233,5 +241,10 @@ impl LinkState {
             LinkKind::Delta(SparseFormat::SeSparse) => "sesparse",
         };
         self.file.sibling(&format!("{}-{ending}.vmdk", self.file.stem()))
+    }
+
+    /// The file with the link's change map.
+    pub(super) fn map_file(&self) -> DatastorePath {
+        self.file.sibling(&format!("{}-ctk.vmdk", self.file.stem()))
     }
 }

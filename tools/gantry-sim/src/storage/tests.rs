@@ -6,7 +6,9 @@ use std::process::Command;
 use super::{DatastoreKind, DatastorePath, DiskId, DiskSpec, SnapshotId, Storage, StorageError};
 
 mod chains;
+mod faults;
 mod model;
+mod tracking;
 
 /// A storage in a private folder, with a datastore of each kind.
 pub(super) struct Lab {

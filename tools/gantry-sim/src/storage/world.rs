@@ -1,7 +1,8 @@
 //! The disk engine behind its lock: the state, the open extents, and what every operation shares.
 //!
 //! In: calls of the other files of this module, one at a time. Out: changed files and state.
-//! Invariant: `extents` has an open extent for every link of the state, and only for those.
+//! Invariant: `extents` has an open extent for every link of the state, and only for those;
+//! `maps` has the change map of every link that is tracked.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -10,9 +11,11 @@ use std::path::{Path, PathBuf};
 use super::chain::Extent;
 use super::descriptor;
 use super::error::{IoContext, Result, StorageError};
+use super::fault::Faults;
 use super::path::DatastorePath;
 use super::sparse::{SECTOR_BYTES, SparseExtent};
-use super::state::{DiskId, LinkId, LinkKind, LinkState, State};
+use super::state::{DatastoreKind, DiskId, LinkId, LinkKind, LinkState, State};
+use super::tracking::ChangeMap;
 
 /// Most bytes that one call may read or write.
 const TRANSFER_BYTES_MAX: u64 = 64 << 20;
@@ -24,6 +27,8 @@ pub(super) struct World {
     pub(super) seed: u64,
     pub(super) state: State,
     pub(super) extents: HashMap<LinkId, Extent>,
+    pub(super) maps: HashMap<LinkId, ChangeMap>,
+    pub(super) faults: Faults,
 }
 
 impl World {
@@ -31,10 +36,21 @@ impl World {
         std::fs::create_dir_all(root).at("create", root)?;
         let root = root.canonicalize().at("find", root)?;
         let state = State::load(&root)?;
-        let mut world = World { root, seed, state, extents: HashMap::new() };
+        let mut world = World {
+            root,
+            seed,
+            state,
+            extents: HashMap::new(),
+            maps: HashMap::new(),
+            faults: Faults::default(),
+        };
         for (id, link) in world.state.links.clone() {
             let extent = world.open_extent(&link)?;
             world.extents.insert(id, extent);
+            if link.tracked {
+                let map = ChangeMap::open(&link.map_file().under(&world.root))?;
+                world.maps.insert(id, map);
+            }
             world.write_descriptor(id)?;
         }
         Ok(world)
@@ -69,14 +85,14 @@ impl World {
     pub(super) fn fork_link(&mut self, parent: LinkId) -> Result<LinkId> {
         let disk_id = self.state.link(parent)?.disk;
         let disk = self.state.disk(disk_id)?.clone();
-        let kind = self.state.datastores.get(disk.file.datastore()).copied().unwrap_or_default();
-        let format = kind.delta_format();
+        let format = self.datastore_kind(&disk.file).delta_format();
         let link = LinkState {
             disk: disk_id,
             file: self.free_name(disk_id, &disk.file)?,
             kind: LinkKind::Delta(format),
             parent: Some(parent),
             cid: self.new_cid(),
+            tracked: false,
         };
         let path = link.extent_file().under(&self.root);
         let parent_name = self.state.link(parent)?.file.file_name();
@@ -86,6 +102,10 @@ impl World {
         self.state.links.insert(id, link);
         self.write_descriptor(id)?;
         Ok(id)
+    }
+
+    pub(super) fn datastore_kind(&self, file: &DatastorePath) -> DatastoreKind {
+        self.state.datastores.get(file.datastore()).copied().unwrap_or_default()
     }
 
     /// The first of `x-000001.vmdk`, `x-000002.vmdk`, … that no link of the disk has.
@@ -105,12 +125,14 @@ impl World {
         let mut gone = Vec::new();
         for id in ids {
             self.extents.remove(id);
+            self.maps.remove(id);
             gone.extend(self.state.links.remove(id));
         }
         self.save()?;
         for link in gone {
             remove_file(&link.file.under(&self.root))?;
             remove_file(&link.extent_file().under(&self.root))?;
+            remove_file(&link.map_file().under(&self.root))?;
         }
         Ok(())
     }
@@ -136,12 +158,14 @@ impl World {
     }
 
     pub(super) fn guest_write(&mut self, disk: DiskId, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.check_range(disk, offset, bytes.len() as u64)?;
+        let range = self.check_range(disk, offset, bytes.len() as u64)?;
+        self.mark(disk, range)?;
         self.write_link(self.state.disk(disk)?.live, offset, bytes)
     }
 
     pub(super) fn guest_discard(&mut self, disk: DiskId, offset: u64, length: u64) -> Result<()> {
         let range = self.check_range(disk, offset, length)?;
+        self.mark(disk, range.clone())?;
         self.zero_link(self.state.disk(disk)?.live, range)
     }
 }
