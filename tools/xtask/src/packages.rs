@@ -82,7 +82,10 @@ fn missing<'a>(
 /// # Errors
 /// When something is missing and cannot be installed: the message is the line to type.
 pub fn ensure(task: Task) -> Result<()> {
-    let packages = missing(needs(task), |command| shell::find(command).is_some());
+    let mut packages = missing(needs(task), |command| shell::find(command).is_some());
+    if task == Task::Test && !python_makes_environments() {
+        packages.extend(["python3", "python3-venv"]);
+    }
     if !packages.is_empty() {
         install(&packages)?;
     }
@@ -92,6 +95,12 @@ pub fn ensure(task: Task) -> Result<()> {
         shell::show(shell::cargo(&root).args(["install", "cargo-nextest", "--locked"]))?;
     }
     Ok(())
+}
+
+/// Whether Python can make a virtual environment, in which clients of others' making are tested.
+/// Debian splits that off into a package without any command of its own.
+fn python_makes_environments() -> bool {
+    shell::output(shell::command("python3").args(["-c", "import venv, ensurepip"])).is_ok()
 }
 
 /// Whether cargo finds nextest by its own ways (its folder need not be in PATH).

@@ -1,0 +1,40 @@
+//! Every bound of the simulator in one place.
+//!
+//! In: nothing. Out: constants. A client can never make the simulator hold more than these allow.
+
+/// A SOAP request's body, bytes.
+pub const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// Nesting of elements in a request.
+pub const XML_DEPTH_MAX: usize = 64;
+/// Elements in a request.
+pub const XML_ELEMENTS_MAX: usize = 100_000;
+/// Attributes of one element.
+pub const XML_ATTRIBUTES_MAX: usize = 16;
+/// Connections of one endpoint at a time.
+pub const CONNECTIONS_MAX: usize = 512;
+/// Sessions of one endpoint at a time ("Out of HTTP sessions" beyond).
+pub const SESSIONS_MAX: usize = 1000;
+/// Property collectors of one session.
+pub const COLLECTORS_MAX: usize = 64;
+/// Filters of one property collector.
+pub const FILTERS_MAX: usize = 256;
+/// Views of one session.
+pub const VIEWS_MAX: usize = 256;
+/// Paged retrievals that one session has open.
+pub const RETRIEVALS_MAX: usize = 64;
+/// Steps of one evaluation of a filter: what hostile traversals may cost.
+pub const TRAVERSAL_STEPS_MAX: usize = 2_000_000;
+/// Objects that a view or filter visits.
+pub const OBJECTS_MAX: usize = 200_000;
+/// Finished tasks that one endpoint remembers.
+pub const TASKS_MAX: usize = 2000;
+/// Events that one endpoint remembers.
+pub const EVENTS_MAX: usize = 2000;
+/// Seconds that a TLS handshake may take.
+pub const HANDSHAKE_SECONDS_MAX: u64 = 20;
+/// Seconds between looks at whether a waiting session still lives.
+pub const WAIT_STEP_SECONDS: u64 = 5;
+/// An inventory file, bytes.
+pub const INVENTORY_BYTES_MAX: u64 = 16 << 20;
+/// Text of names that clients choose (folders, snapshots, VMs), bytes.
+pub const NAME_BYTES_MAX: usize = 255;

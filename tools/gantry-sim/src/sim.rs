@@ -1,0 +1,216 @@
+//! The simulator's state and who may touch it.
+//!
+//! In: options and a site. Out: [`Sim`], shared by all listeners and tasks. One lock holds the site
+//! and every endpoint's objects; it is never held across a wait or a disk operation.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::model::Model;
+use crate::schema::Ref;
+use crate::session::Sessions;
+use crate::site::{Site, Subject};
+use crate::ticket::Tickets;
+
+/// A password, which nothing prints.
+#[derive(Clone)]
+pub struct Password(String);
+
+impl Password {
+    /// Takes the password.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Whether a client's password is this one.
+    #[must_use]
+    pub fn is(&self, text: &str) -> bool {
+        self.0 == text
+    }
+
+    /// The password itself, for its file.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(not shown)")
+    }
+}
+
+/// How the simulator behaves.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The one user of all endpoints.
+    pub user: String,
+    /// That user's password.
+    pub password: Password,
+    /// Where datastores' folders are.
+    pub root: PathBuf,
+    /// After how long without a request a session expires.
+    pub session_idle: Duration,
+    /// Objects in a page of `RetrievePropertiesEx` when the client says nothing.
+    pub page_objects: usize,
+    /// Objects in one `UpdateSet` when the client says nothing.
+    pub update_objects: usize,
+    /// How long a task takes at least.
+    pub task_time: Duration,
+    /// After how long without progress an NFC lease ends.
+    pub lease_time: Duration,
+    /// What all random choices come from.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            user: "administrator@vsphere.local".into(),
+            password: Password::new(String::new()),
+            root: PathBuf::from("gantry-sim-datastores"),
+            session_idle: Duration::from_secs(30 * 60),
+            page_objects: 100,
+            update_objects: 100,
+            task_time: Duration::from_millis(20),
+            lease_time: Duration::from_secs(300),
+            seed: 1,
+        }
+    }
+}
+
+/// What an endpoint plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The vCenter of the whole site.
+    VCenter,
+    /// One ESXi host, by its number in the site.
+    Host(usize),
+}
+
+/// One address that clients talk to.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// What it plays.
+    pub kind: Kind,
+    /// Its managed objects.
+    pub model: Model,
+    /// Its sessions.
+    pub sessions: Sessions,
+    /// Where it listens.
+    pub address: Option<SocketAddr>,
+    /// What its certificate is, as clients pin it.
+    pub thumbprint: String,
+    /// The same by SHA-256.
+    pub thumbprint_sha256: String,
+    /// Its one-time tickets.
+    pub tickets: Tickets,
+    /// Its events, oldest first.
+    pub events: Vec<crate::schema::Value>,
+    references: HashMap<Subject, Ref>,
+    subjects: BTreeMap<Arc<str>, Subject>,
+}
+
+impl Endpoint {
+    /// An endpoint without objects.
+    #[must_use]
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            model: Model::new(),
+            sessions: Sessions::default(),
+            address: None,
+            thumbprint: String::new(),
+            thumbprint_sha256: String::new(),
+            tickets: Tickets::default(),
+            events: Vec::new(),
+            references: HashMap::new(),
+            subjects: BTreeMap::new(),
+        }
+    }
+
+    /// Ties a thing of the site to its object here.
+    pub fn tie(&mut self, subject: Subject, reference: &Ref) {
+        self.subjects.insert(reference.id.clone(), subject.clone());
+        self.references.insert(subject, reference.clone());
+        self.model.add(reference);
+    }
+
+    /// Removes a thing's object.
+    pub fn untie(&mut self, subject: &Subject) {
+        if let Some(reference) = self.references.remove(subject) {
+            self.subjects.remove(&reference.id);
+            self.model.remove(&reference.id);
+        }
+    }
+
+    /// The object of a thing, if it has one here.
+    #[must_use]
+    pub fn reference(&self, subject: &Subject) -> Option<&Ref> {
+        self.references.get(subject)
+    }
+
+    /// All things that have an object here.
+    pub fn tied(&self) -> impl Iterator<Item = Subject> {
+        self.references.keys().cloned().collect::<Vec<_>>().into_iter()
+    }
+
+    /// The thing behind an object.
+    #[must_use]
+    pub fn subject(&self, reference: &Ref) -> Option<&Subject> {
+        self.subjects.get(&reference.id)
+    }
+}
+
+/// Everything that changes.
+#[derive(Debug)]
+pub struct State {
+    /// The simulated site.
+    pub site: Site,
+    /// The vCenter first, then each host.
+    pub endpoints: Vec<Endpoint>,
+    /// All random choices.
+    pub random: fastrand::Rng,
+}
+
+/// The simulator.
+#[derive(Debug)]
+pub struct Sim {
+    /// How it behaves.
+    pub options: Options,
+    state: Mutex<State>,
+}
+
+impl Sim {
+    /// A simulator of the site, with its vCenter and all its hosts, listening nowhere yet.
+    #[must_use]
+    pub fn new(options: Options, site: Site) -> Arc<Self> {
+        let mut endpoints = vec![Endpoint::new(Kind::VCenter)];
+        endpoints.extend((0..site.hosts.len()).map(|host| Endpoint::new(Kind::Host(host))));
+        let random = fastrand::Rng::with_seed(options.seed);
+        let mut state = State { site, endpoints, random };
+        state.build(&options);
+        Arc::new(Self { options, state: Mutex::new(state) })
+    }
+
+    /// The state, for as short as possible.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        // A handler that panicked has left at most one half-done change, which tests will show.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Tells every endpoint's watchers of what changed.
+    pub fn publish(&mut self) {
+        for endpoint in &mut self.endpoints {
+            endpoint.model.publish();
+        }
+    }
+}
