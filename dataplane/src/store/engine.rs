@@ -6,7 +6,7 @@
 //! Invariant: `Durable` only after the pack's sync and then the journal's; `Committed` only after
 //! the manifest's. Deterministic on a deterministic [`Storage`].
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,6 +106,8 @@ pub struct Store<S: Storage> {
     written_by: BTreeMap<PackNumber, SessionId>,
     /// Packs of tasks that failed, with blocks that were acknowledged.
     failed_packs: Vec<(TaskKey, OpenPack<S::File>)>,
+    /// Superseded journals that are still on the disk: they could not be removed.
+    undropped: BTreeSet<TaskKey>,
     packs_unflushed: u32,
     marks_unflushed: u32,
     completions: Vec<Completion>,
@@ -189,6 +191,7 @@ impl<S: Storage> Store<S> {
             checked: Vec::new(),
             written_by: BTreeMap::new(),
             failed_packs: Vec::new(),
+            undropped: BTreeSet::new(),
             packs_unflushed: 0,
             marks_unflushed: 0,
             completions: Vec::new(),

@@ -15,6 +15,7 @@
 //! ```
 
 use std::collections::{BTreeSet, VecDeque};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -374,16 +375,20 @@ impl<S: Storage> Store<S> {
         synced.map_err(|source| StoreError::io("sync", storage.place(JOURNALS), source))
     }
 
-    /// Removes journals that were superseded while they had to stay. A journal that came back in
-    /// life under the same name stays. Durable: a sealed journal that came back after a crash
-    /// could commit a point whose blocks are given up.
+    /// Removes journals that were superseded while they had to stay, and those whose removal failed
+    /// before. A journal that came back in life under the same name stays. Durable: a sealed
+    /// journal that came back after a crash could commit a point whose blocks are given up.
     fn remove_dropped_journals(&mut self, keys: BTreeSet<TaskKey>) -> Result<(), StoreError> {
-        for key in keys.iter().filter(|key| !self.journals.contains_key(key)) {
+        self.undropped.extend(keys);
+        while let Some(key) = self.undropped.first().copied() {
             let path = journal_path(key.session, key.task);
-            let removed = self.repo.storage.remove(&path);
-            removed.map_err(|source| {
-                StoreError::io("remove", self.repo.storage.place(&path), source)
-            })?;
+            if !self.journals.contains_key(&key)
+                && let Err(source) = self.repo.storage.remove(&path)
+                && source.kind() != io::ErrorKind::NotFound
+            {
+                return Err(StoreError::io("remove", self.repo.storage.place(&path), source));
+            }
+            self.undropped.remove(&key);
         }
         self.sync_journals()
     }

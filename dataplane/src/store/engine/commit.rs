@@ -72,8 +72,8 @@ impl<S: Storage> Store<S> {
     }
 
     /// Removes the journals of a name's sessions up to this one: its point stands, or a newer one
-    /// does. Progress towards a newer point stays. Failing to is harmless; the next opening tries
-    /// again.
+    /// does. Progress towards a newer point stays. Failing to is harmless while the point's
+    /// name is there: the next opening tries again, and a collection before it purges any.
     fn drop_journals(&mut self, name: &str, created_ms: u64) {
         let keys: Vec<TaskKey> = self
             .journals
@@ -97,6 +97,7 @@ impl<S: Storage> Store<S> {
         let path = journal_path(key.session, key.task);
         if let Err(error) = self.repo.storage.remove(&path) {
             tracing::warn!("cannot remove {}: {error}", self.repo.storage.place(&path));
+            self.undropped.insert(key);
         }
     }
 

@@ -2,7 +2,7 @@
 //! and what a deleted point means for sessions, bases and crashes.
 
 use gantry_common::ids::PointId;
-use gantry_common::manage::{KeepReason, PointFlags, Retention};
+use gantry_common::manage::{CollectOptions, KeepReason, PointFlags, Retention};
 use gantry_common::session::store_port::{StoreReport, TaskKey};
 use gantry_common::wire::{BaseAnswer, MarkKind, SessionOffer};
 
@@ -206,6 +206,26 @@ fn a_crash_before_journals_go_does_not_bring_a_deleted_point_back() {
     let rig = rig.after_power_loss();
     assert!(listed(&rig, "vm").is_empty(), "the point came back by itself");
     assert_eq!(rig.store.reader().deleted_points("vm").unwrap().len(), 1);
+}
+
+/// Found by the crash suite (seed 5722): the point's journal stayed, the point was deleted and
+/// purged, and the next opening committed it again.
+#[test]
+fn a_journal_that_could_not_be_removed_does_not_bring_a_purged_point_back() {
+    for errors in [1, u32::MAX] {
+        let mut rig = Rig::new();
+        let (operation, path_part) = ("remove", "journal/".to_owned());
+        rig.disk.fail(Fault { operation, path_part, errno: 5, skip: 0, count: errors });
+        let a = point(&mut rig, "vm", 1, 1000);
+        rig.store.delete_points("vm", &[a], true).unwrap();
+        let collected = rig.try_collect(CollectOptions::default());
+        // Where the journal cannot be removed at all, nothing is purged.
+        assert_eq!(collected.is_ok(), errors == 1, "{collected:?}");
+        let rig = rig.after_power_loss();
+        assert!(listed(&rig, "vm").is_empty(), "the point came back by itself");
+        let deleted = rig.store.reader().deleted_points("vm").unwrap().len();
+        assert_eq!(deleted, usize::from(errors > 1));
+    }
 }
 
 #[test]
