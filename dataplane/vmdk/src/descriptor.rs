@@ -14,6 +14,10 @@ use crate::limits::{DESCRIPTOR_LINE_BYTES_MAX, DISK_BYTES_MAX, EXTENTS_MAX, SECT
 /// `parentCID` of a disk without a parent.
 const NO_PARENT: u32 = u32::MAX;
 
+/// Bytes of an older descriptor that may follow the zero byte at the end: QEMU leaves up to seven
+/// when it writes a content id with fewer digits than before.
+const STALE_BYTES_MAX: usize = 16;
+
 type Finding = (usize, String);
 
 /// How the bytes of an extent are laid out.
@@ -74,7 +78,8 @@ impl Descriptor {
     /// Parses a descriptor that is a file of its own.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Descriptor, Finding> {
         let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-        if bytes[end..].iter().any(|&byte| byte != 0) {
+        let rest = bytes.get(end + STALE_BYTES_MAX..).unwrap_or_default();
+        if rest.iter().any(|&byte| byte != 0) {
             return Err((0, "it holds zero bytes between its lines".into()));
         }
         parse(&bytes[..end])
@@ -250,6 +255,9 @@ fn extent(line: usize, text: &str) -> Result<Line, String> {
     if sectors == 0 {
         return Err("an extent of no sectors".into());
     }
+    if sectors > DISK_BYTES_MAX / SECTOR_BYTES {
+        return Err(format!("an extent larger than {DISK_BYTES_MAX} bytes"));
+    }
     if access.eq_ignore_ascii_case("NOACCESS") {
         return Ok(Line::Obstacle(format!("its extent {:?} has no access", start(rest))));
     }
@@ -330,3 +338,6 @@ fn start(text: &str) -> &str {
     let end = text.char_indices().nth(60).map_or(text.len(), |(index, _)| index);
     &text[..end]
 }
+
+#[cfg(test)]
+mod tests;
