@@ -1,7 +1,15 @@
-//! The control plane: jobs, scheduler, broker, vCenter, throttling shares, REST API.
+//! The control plane: what talks to vSphere, and what decides about it.
 //!
-//! Empty until there is something that runs: this crate exists so that the workspace has its final
-//! shape and the direction of its dependencies (`control` knows `common` only) is held by a test.
+//! In: a vCenter's or ESXi's address and credentials, and what is to be backed up. Out: facts,
+//! decisions and actions on virtual machines. Knows `common` and `http` only and never touches
+//! block data.
+//!
+//! * [`vcenter`]: the typed client of the vSphere Web Services.
+//! * [`transport`]: which transport modes can reach a frozen disk, and why not the others.
+//! * [`ledger`]: what a session leaves behind in vSphere until it is undone.
+//! * [`limits`]: every bound of what talks to vSphere.
 
+pub mod limits;
+pub mod vcenter;
 pub mod ledger;
 pub mod transport;

@@ -22,3 +22,4 @@ pub mod compare;
 pub mod devices;
 pub mod relay;
 pub mod hostile;
+pub mod vcsim;

@@ -1,5 +1,6 @@
 //! One request: method, path, headers, body, and whether repeating it is harmless.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use hyper::{HeaderMap, Method, Uri};
 
 /// A request to a [`crate::HttpClient`]'s endpoint. `Host` and `Content-Length` are set by the
 /// client.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Request {
     pub(crate) method: Method,
     pub(crate) path: String,
@@ -17,6 +18,18 @@ pub struct Request {
     pub(crate) idempotent: bool,
     pub(crate) timeout: Option<Duration>,
     pub(crate) refused: Option<String>,
+}
+
+impl fmt::Debug for Request {
+    /// Without the body, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("headers", &self.headers)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Request {

@@ -50,13 +50,28 @@ const IMAGES: &[Need] = &[
     need("mkswap", "util-linux"),
 ];
 
-/// Counterparts that tests hold Gantry against: qemu's reader and writer of disk images.
-const COUNTERPARTS: &[Need] = &[need("qemu-img", "qemu-utils"), need("qemu-io", "qemu-utils")];
+/// Counterparts that tests hold Gantry against: qemu's reader and writer of disk images, and what
+/// builds vcsim, the vCenter that others wrote. A library has no command to look for: its folder is
+/// named instead.
+const COUNTERPARTS: &[Need] = &[
+    need("qemu-img", "qemu-utils"),
+    need("qemu-io", "qemu-utils"),
+    need("go", "golang-go"),
+    need(
+        "/usr/share/gocode/src/github.com/vmware/govmomi/simulator",
+        "golang-github-vmware-govmomi-dev",
+    ),
+];
 
 fn needs(task: Task) -> impl Iterator<Item = &'static Need> {
     let compiler = if task == Task::Corpus { &[] } else { COMPILER };
     let counterparts = if task == Task::Test { COUNTERPARTS } else { &[] };
     compiler.iter().chain(IMAGES).chain(counterparts)
+}
+
+/// Whether a command, or a folder named by its path, is there.
+fn is_present(name: &str) -> bool {
+    if name.starts_with('/') { Path::new(name).exists() } else { shell::find(name).is_some() }
 }
 
 /// The missing packages' names, each once, in the order of the needs.
@@ -82,7 +97,7 @@ fn missing<'a>(
 /// # Errors
 /// When something is missing and cannot be installed: the message is the line to type.
 pub fn ensure(task: Task) -> Result<()> {
-    let mut packages = missing(needs(task), |command| shell::find(command).is_some());
+    let mut packages = missing(needs(task), is_present);
     if task == Task::Test && !python_makes_environments() {
         packages.extend(["python3", "python3-venv"]);
     }
@@ -163,7 +178,9 @@ mod tests {
                 "xfsprogs",
                 "ntfs-3g",
                 "util-linux",
-                "qemu-utils"
+                "qemu-utils",
+                "golang-go",
+                "golang-github-vmware-govmomi-dev"
             ]
         );
         assert!(missing(needs(Task::Corpus), |_| true).is_empty());

@@ -1,0 +1,39 @@
+//! Every bound of the control plane in one place. Units stand last in each name.
+//!
+//! What a vCenter says beyond one of these is refused with an error that names it.
+
+/// Bytes of one XML document from a vCenter.
+pub const XML_BYTES_MAX: usize = 32 << 20;
+/// Elements within elements of such a document.
+pub const XML_DEPTH_MAX: usize = 64;
+/// Elements of such a document.
+pub const XML_ELEMENTS_MAX: usize = 1 << 20;
+/// Attributes of one element.
+pub const XML_ATTRIBUTES_MAX: usize = 32;
+/// Bytes of an element's name or of an attribute's value that is kept.
+pub const XML_NAME_BYTES_MAX: usize = 256;
+/// Bytes of a foreign text that is put into an error message.
+pub const QUOTED_BYTES_MAX: usize = 300;
+
+/// Seconds that one call waits for its answer, unless it waits on purpose.
+pub const CALL_SECONDS_MAX: u64 = 120;
+/// Seconds that a call for updates waits at the server.
+pub const UPDATES_WAIT_SECONDS: u64 = 20;
+/// Objects in one page of properties or updates.
+pub const PAGE_OBJECTS: u32 = 50;
+/// Pages of one listing.
+pub const PAGES_MAX: usize = 10_000;
+/// Tries of a call that may be repeated.
+pub const CALL_TRIES_MAX: u32 = 4;
+/// Milliseconds before the first repetition; doubles each time.
+pub const CALL_PAUSE_MS: u64 = 250;
+/// Milliseconds between repetitions at most.
+pub const CALL_PAUSE_MS_MAX: u64 = 8_000;
+/// Milliseconds between two looks at a task, where updates are not to be had.
+pub const TASK_POLL_MS: u64 = 1_000;
+/// Seconds between two calls that keep a session alive; vCenter ends one after 30 idle minutes.
+pub const KEEP_ALIVE_SECONDS: u64 = 300;
+/// Seconds that a task gets to end after it was asked to be cancelled.
+pub const TASK_CANCEL_SECONDS_MAX: u64 = 60;
+/// Connections to one vCenter: one waits for updates, one for a task of each running session.
+pub const VCENTER_CONNECTIONS_MAX: usize = 24;
