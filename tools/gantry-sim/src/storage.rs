@@ -12,7 +12,8 @@
 //! | `chain.rs`, `flat.rs`, `sparse.rs`, `descriptor.rs` | links, their extents, their descriptors |
 //! | `snapshot.rs` | fork, remove, revert, consolidate |
 //! | `tracking.rs`, `areas.rs` | which blocks were written to; queries of changed areas |
-//! | `folder.rs`, `hotadd.rs` | how others come to the files |
+//! | `folder.rs`, `hotadd.rs`, `export.rs` | how others come to the data |
+//! | `guest.rs`, `oracle.rs` | who writes; what a disk held at a snapshot |
 //! | `fault.rs` | what drills break |
 
 use std::ops::Range;
@@ -24,10 +25,13 @@ mod chain;
 mod descriptor;
 mod disk;
 mod error;
+mod export;
 mod fault;
 mod flat;
 mod folder;
+mod guest;
 mod hotadd;
+mod oracle;
 mod path;
 mod snapshot;
 mod sparse;
@@ -40,9 +44,12 @@ mod world;
 pub use areas::{AREAS_PER_PAGE, ChangeInfo, ChangedArea};
 pub use disk::{DiskInfo, DiskSpec, Link, PowerOff};
 pub use error::{ChangeTrackingFault, Result, StorageError};
+pub use export::ExportStream;
 pub use fault::Fault;
 pub use folder::FolderFile;
+pub use guest::{Guest, GuestPattern, GuestReport, GuestSpec};
 pub use hotadd::{HotAdded, View};
+pub use oracle::Oracle;
 pub use path::DatastorePath;
 pub use snapshot::{FrozenDisk, Removal, SnapshotInfo};
 pub use sparse::SparseFormat;
@@ -248,6 +255,36 @@ impl Storage {
     /// All that is attached, also from before a restart.
     pub fn attached(&self) -> Vec<HotAdded> {
         self.world().state.attached.clone()
+    }
+
+    /// The streamOptimized VMDK of a disk at a snapshot, or of a disk whose VM is off.
+    pub fn export_stream(&self, disk: DiskId, at: Option<SnapshotId>) -> Result<ExportStream> {
+        ExportStream::open(&self.shared, disk, at)
+    }
+
+    /// Starts a guest that writes to a disk until it is dropped.
+    pub fn start_guest(&self, disk: DiskId, spec: GuestSpec) -> Result<Guest> {
+        Guest::start(&self.shared, disk, spec)
+    }
+
+    /// Guests of these disks write nothing more, from now until `thaw`.
+    pub fn quiesce(&self, disks: &[DiskId]) {
+        self.world().quiesced.extend(disks);
+    }
+
+    /// Guests of these disks write again.
+    pub fn thaw(&self, disks: &[DiskId]) {
+        self.world().quiesced.retain(|disk| !disks.contains(disk));
+    }
+
+    /// Hashes a disk's content at every snapshot from now on, for `oracle`.
+    pub fn watch(&self, disk: DiskId) -> Result<()> {
+        self.world().watch(disk)
+    }
+
+    /// What a watched disk held at the instant of a snapshot, also after that has gone.
+    pub fn oracle(&self, snapshot: SnapshotId, disk: DiskId) -> Result<Oracle> {
+        self.world().oracle(snapshot, disk)
     }
 
     /// Turns a fault on.

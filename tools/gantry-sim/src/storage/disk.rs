@@ -114,6 +114,7 @@ impl World {
             powered_on: false,
             current: None,
             tracking: TrackingState::default(),
+            watched: false,
         };
         self.state.disks.insert(id, disk);
         self.state.links.insert(live, link);

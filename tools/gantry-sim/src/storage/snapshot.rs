@@ -75,6 +75,12 @@ impl World {
             }
         }
         let id = SnapshotId(self.state.new_id());
+        for disk in &ids {
+            if let Err(e) = self.keep_oracle(*disk, id) {
+                self.drop_links(&deltas)?;
+                return Err(e);
+            }
+        }
         let mut frozen = BTreeMap::new();
         let mut parent = None;
         for (disk, delta) in ids.iter().zip(deltas) {
@@ -137,6 +143,7 @@ impl World {
         for disk in &disks {
             self.stun(*disk)?;
         }
+        self.save()?;
         Ok(Removal { consolidation_needed: self.consolidation_needed(&disks)? })
     }
 
@@ -152,7 +159,9 @@ impl World {
             let state = self.state.disk_mut(*disk)?;
             old.push(std::mem::replace(&mut state.live, delta));
             state.current = Some(id);
-            if state.tracking.enabled {
+            let (capacity_bytes, tracked) = (state.capacity_bytes, state.tracking.enabled);
+            self.soil(*disk, 0..capacity_bytes);
+            if tracked {
                 self.begin_period(*disk)?;
             }
         }
@@ -174,7 +183,7 @@ impl World {
             self.settle(*disk)?;
             self.stun(*disk)?;
         }
-        Ok(())
+        self.save()
     }
 
     /// True if files lie in a chain that neither a snapshot nor the guest needs.

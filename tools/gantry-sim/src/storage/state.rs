@@ -96,6 +96,8 @@ pub(super) struct DiskState {
     /// The snapshot that the live link was forked from.
     pub(super) current: Option<SnapshotId>,
     pub(super) tracking: TrackingState,
+    /// Its content is hashed at every snapshot.
+    pub(super) watched: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -7,6 +7,8 @@ use super::{DatastoreKind, DatastorePath, DiskId, DiskSpec, SnapshotId, Storage,
 
 mod chains;
 mod faults;
+mod guests;
+mod kills;
 mod model;
 mod tracking;
 
@@ -49,10 +51,21 @@ impl Lab {
         qemu_raw(&file.under(self.folder.path()), "vmdk", self.folder.path())
     }
 
-    /// Our view of the live link and of every snapshot is what QEMU reads from the files.
+    /// What Gantry's own reader makes of it.
+    fn gantry(&self, file: &DatastorePath) -> Vec<u8> {
+        let image = gantry_vmdk::Image::open(&file.under(self.folder.path()), &Default::default());
+        let image = image.unwrap();
+        let mut bytes = vec![0; image.size_bytes() as usize];
+        image.read_at(0, &mut bytes).unwrap();
+        bytes
+    }
+
+    /// Our view of the live link and of every snapshot is what QEMU, and Gantry's reader, read from
+    /// the files.
     pub(super) fn agrees_with_qemu(&self, disk: DiskId, context: &str) {
         let live = &self.storage.disk(disk).unwrap().chain[0].file;
         assert!(self.live(disk) == self.qemu(live), "{context}: QEMU differs on {live}");
+        assert!(self.live(disk) == self.gantry(live), "{context}: Gantry differs on {live}");
         for id in self.storage.snapshots() {
             let snapshot = self.storage.snapshot_info(id).unwrap();
             for frozen in snapshot.disks.iter().filter(|f| f.disk == disk) {

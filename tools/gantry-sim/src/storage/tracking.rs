@@ -72,9 +72,11 @@ pub(super) struct ChangeMap {
 }
 
 impl ChangeMap {
+    /// A new map, which takes the place of an older one at once: there is always a whole one.
     fn create(path: &Path, uuid: &str, granularity: u64, marks: Vec<u32>) -> Result<ChangeMap> {
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
-        let file = file.at("create", path)?;
+        let new = path.with_extension("vmdk~");
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&new);
+        let file = file.at("create", &new)?;
         let mut header = vec![0; HEADER_BYTES as usize];
         header[..8].copy_from_slice(MAGIC);
         header[8..16].copy_from_slice(&granularity.to_le_bytes());
@@ -83,6 +85,7 @@ impl ChangeMap {
         let (path, uuid) = (path.to_owned(), uuid.to_owned());
         let map = ChangeMap { file, path, uuid, granularity, marks };
         map.store(0..map.marks.len())?;
+        std::fs::rename(&new, &map.path).at("rename", &new)?;
         Ok(map)
     }
 
@@ -110,8 +113,8 @@ impl ChangeMap {
     }
 
     fn mark(&mut self, range: Range<u64>, epoch: u32) -> Result<()> {
-        let first = (range.start / self.granularity) as usize;
-        let end = range.end.div_ceil(self.granularity) as usize;
+        let end = (range.end.div_ceil(self.granularity) as usize).min(self.marks.len());
+        let first = ((range.start / self.granularity) as usize).min(end);
         if self.marks[first..end].iter().all(|mark| *mark == epoch) {
             return Ok(());
         }
@@ -164,19 +167,23 @@ impl World {
         let live = self.state.disk(disk)?.live;
         let has_snapshots = self.state.link(live)?.parent.is_some();
         self.state.disk_mut(disk)?.tracking.tainted &= has_snapshots;
-        self.begin_period(disk)
+        self.begin_period(disk)?;
+        self.save()
     }
 
-    /// The host opened the disk anew: tracking that was wished begins.
+    /// The host opened the disk anew: tracking that was wished begins. A live link without a map,
+    /// as a simulator leaves that was killed in the middle of a reset, begins anew too. The caller
+    /// saves the state.
     pub(super) fn stun(&mut self, disk: DiskId) -> Result<()> {
-        let tracking = &self.state.disk(disk)?.tracking;
-        if tracking.enabled && tracking.period.is_none() {
+        let state = self.state.disk(disk)?;
+        let runs = state.tracking.period.is_some() && self.maps.contains_key(&state.live);
+        if state.tracking.enabled && !runs {
             self.begin_period(disk)?;
         }
         Ok(())
     }
 
-    /// A new UUID, an empty map for the live link.
+    /// A new UUID, an empty map for the live link. The caller saves the state.
     pub(super) fn begin_period(&mut self, disk: DiskId) -> Result<()> {
         let uuid = period_uuid(self.random(), self.random());
         let granularity = self.new_granularity(disk)?;
@@ -184,8 +191,7 @@ impl World {
         state.tracking.period = Some(uuid.clone());
         state.tracking.epoch = 1;
         let (live, blocks) = (state.live, state.capacity_bytes.div_ceil(granularity));
-        self.create_map(live, &uuid, granularity, vec![0; blocks as usize])?;
-        self.save()
+        self.create_map(live, &uuid, granularity, vec![0; blocks as usize])
     }
 
     /// After a fork: freezes the parent's map and gives the new live link its own. The caller has
@@ -239,9 +245,12 @@ impl World {
     }
 
     fn drop_map(&mut self, link: LinkId) -> Result<()> {
-        self.maps.remove(&link);
-        remove_file(&self.state.link(link)?.map_file().under(&self.root))?;
-        self.set_tracked(link, false)
+        if self.maps.remove(&link).is_none() {
+            return Ok(());
+        }
+        self.set_tracked(link, false)?;
+        self.save()?;
+        remove_file(&self.state.link(link)?.map_file().under(&self.root))
     }
 
     fn set_tracked(&mut self, link: LinkId, tracked: bool) -> Result<()> {

@@ -4,7 +4,7 @@
 //! Invariant: `extents` has an open extent for every link of the state, and only for those;
 //! `maps` has the change map of every link that is tracked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use super::chain::Extent;
 use super::descriptor;
 use super::error::{IoContext, Result, StorageError};
 use super::fault::Faults;
+use super::oracle::{LiveHashes, LiveOracles};
 use super::path::DatastorePath;
 use super::sparse::{SECTOR_BYTES, SparseExtent};
 use super::state::{DatastoreKind, DiskId, LinkId, LinkKind, LinkState, State};
@@ -29,6 +30,9 @@ pub(super) struct World {
     pub(super) extents: HashMap<LinkId, Extent>,
     pub(super) maps: HashMap<LinkId, ChangeMap>,
     pub(super) faults: Faults,
+    pub(super) oracles: LiveOracles,
+    /// Disks whose guests must not write. Not kept: a restarted host has no frozen guest.
+    pub(super) quiesced: BTreeSet<DiskId>,
 }
 
 impl World {
@@ -43,6 +47,8 @@ impl World {
             extents: HashMap::new(),
             maps: HashMap::new(),
             faults: Faults::default(),
+            oracles: LiveOracles::new(),
+            quiesced: BTreeSet::new(),
         };
         for (id, link) in world.state.links.clone() {
             let extent = world.open_extent(&link)?;
@@ -52,6 +58,9 @@ impl World {
                 world.maps.insert(id, map);
             }
             world.write_descriptor(id)?;
+        }
+        for (id, _) in world.state.disks.iter().filter(|(_, disk)| disk.watched) {
+            world.oracles.insert(*id, LiveHashes::default());
         }
         Ok(world)
     }
@@ -159,13 +168,15 @@ impl World {
 
     pub(super) fn guest_write(&mut self, disk: DiskId, offset: u64, bytes: &[u8]) -> Result<()> {
         let range = self.check_range(disk, offset, bytes.len() as u64)?;
-        self.mark(disk, range)?;
+        self.mark(disk, range.clone())?;
+        self.soil(disk, range);
         self.write_link(self.state.disk(disk)?.live, offset, bytes)
     }
 
     pub(super) fn guest_discard(&mut self, disk: DiskId, offset: u64, length: u64) -> Result<()> {
         let range = self.check_range(disk, offset, length)?;
         self.mark(disk, range.clone())?;
+        self.soil(disk, range.clone());
         self.zero_link(self.state.disk(disk)?.live, range)
     }
 }
