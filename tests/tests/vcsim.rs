@@ -1,0 +1,149 @@
+//! Gantry's vSphere client against vcsim, a vCenter that Gantry's developers did not write.
+
+use std::time::Duration;
+
+use gantry_control::vcenter::property::{Properties, Start};
+use gantry_control::vcenter::virtual_machine::NewSnapshot;
+use gantry_control::vcenter::{
+    DiskChangeQuery, ErrorKind, FaultKind, MoRef, Secret, Settings, TaskWait, VCenter, VmRef,
+};
+use gantry_http::{Endpoint, HttpError, Request, Thumbprint, Trust};
+use gantry_tests::vcsim::{PASSWORD, USER, Vcsim};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn settings(vcsim: &Vcsim, password: &str) -> Settings {
+    let thumbprint = vcsim.thumbprint.parse().expect("a thumbprint");
+    let endpoint = Endpoint::new("127.0.0.1", vcsim.port).expect("an endpoint");
+    Settings::new(endpoint, Trust::Sha256Thumbprint(thumbprint), USER, Secret::new(password))
+}
+
+fn vcenter(vcsim: &Vcsim) -> VCenter {
+    VCenter::new(settings(vcsim, PASSWORD)).expect("a client")
+}
+
+/// The VMs by name and reference, through a container view.
+async fn machines(vcenter: &VCenter) -> Vec<VmRef> {
+    let view = vcenter.container_view(None, &["VirtualMachine"]).await.expect("a view");
+    let properties = [Properties { kind: "VirtualMachine", paths: &["name"] }];
+    let mut found = Vec::new();
+    let each = |content: gantry_control::vcenter::property::ObjectContent| {
+        found.push(VmRef::new(content.object.clone(), content.text("name").expect("a name")));
+    };
+    vcenter.retrieve(&properties, &Start::View(&view), each).await.expect("names");
+    vcenter.destroy_view(&view).await.expect("the view ends");
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    found
+}
+
+async fn wait(vcenter: &VCenter, task: &MoRef) -> Option<gantry_control::vcenter::Element> {
+    let end = vcenter.wait_for_task(task, TaskWait::new("test", "VM", MINUTE)).await;
+    end.expect("the task succeeds").result
+}
+
+#[tokio::test]
+async fn logs_in_and_finds_every_machine_page_by_page() {
+    // Two pools of 60: more than a page of either.
+    let vcsim = Vcsim::start(60);
+    let vcenter = vcenter(&vcsim);
+    let content = vcenter.content().await.expect("service content");
+    assert!(content.is_vcenter && content.api() >= (6, 0), "{content:?}");
+    let found = machines(&vcenter).await;
+    assert_eq!(found.len(), 120, "each once");
+    assert!(found.iter().any(|vm| vm.name == "DC0_H0_VM0"));
+    vcenter.current_time().await.expect("a time");
+    vcenter.log_out().await.expect("logged out");
+    assert_eq!(machines(&vcenter).await.len(), 120, "a later call logs in again");
+}
+
+#[tokio::test]
+async fn a_standalone_esxi_is_recognised() {
+    let vcsim = Vcsim::start_esx(1);
+    let vcenter = vcenter(&vcsim);
+    assert!(!vcenter.content().await.expect("service content").is_vcenter);
+    assert_eq!(machines(&vcenter).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_wrong_password_or_thumbprint_is_named() {
+    let vcsim = Vcsim::start(1);
+    let vcenter = VCenter::new(settings(&vcsim, "wrong")).expect("a client");
+    let error = vcenter.current_time().await.expect_err("a wrong password");
+    assert_eq!(error.fault(), Some(&FaultKind::InvalidLogin));
+    assert!(!error.is_retryable() && !error.to_string().contains("wrong\""), "{error}");
+    let trust = Trust::Sha256Thumbprint(Thumbprint([0; 32]));
+    let vcenter = VCenter::new(Settings { trust, ..settings(&vcsim, PASSWORD) }).expect("a client");
+    let error = vcenter.current_time().await.expect_err("a wrong thumbprint");
+    let ErrorKind::Http(HttpError::UntrustedCertificate { presented, .. }) = &*error.kind else {
+        panic!("{error}")
+    };
+    assert_eq!(Ok(*presented), vcsim.thumbprint.parse());
+}
+
+#[tokio::test]
+async fn change_tracking_and_snapshots() {
+    let vcsim = Vcsim::start(1);
+    let vcenter = vcenter(&vcsim);
+    let vm = machines(&vcenter).await.remove(0);
+    let task = vcenter.set_change_tracking(&vm, true).await.expect("a task");
+    wait(&vcenter, &task).await;
+    let flag = "config.changeTrackingEnabled";
+    let content = vcenter.properties_of(&vm.moref, &vm.name, &[flag]).await.expect("properties");
+    assert_eq!(content.get(flag).and_then(|value| value.as_bool()), Some(true));
+
+    let new = NewSnapshot { name: "gantry-1", description: "{}", quiesce: false };
+    let task = vcenter.create_snapshot(&vm, &new).await.expect("a task");
+    let result = wait(&vcenter, &task).await.expect("a result");
+    let snapshot = result.as_moref().expect("a snapshot");
+    let query = DiskChangeQuery { snapshot: &snapshot, device_key: 2000, start: 0, change_id: "*" };
+    let error = vcenter.query_changed_disk_areas(&vm, &query).await.expect_err("vcsim lacks it");
+    assert!(error.is_unsupported(), "{error}");
+    assert!(error.to_string().contains(&vm.name), "{error}");
+    let task = vcenter.remove_snapshot(&vm, &snapshot, true).await.expect("a task");
+    wait(&vcenter, &task).await;
+    let content = vcenter.properties_of(&vm.moref, &vm.name, &["snapshot"]).await;
+    assert!(content.expect("properties").get("snapshot").is_none());
+    let error = vcenter.remove_snapshot(&vm, &snapshot, true).await.expect_err("it is gone");
+    assert!(error.is_gone(), "{error}");
+}
+
+#[tokio::test]
+async fn a_datastore_file_is_read_by_range_in_the_session() {
+    let vcsim = Vcsim::start(1);
+    let vcenter = vcenter(&vcsim);
+    let image: Vec<u8> = (0..300_000u32).map(|at| (at / 7) as u8).collect();
+    let folder = vcsim.datastore("LocalDS_0").join("DC0_H0_VM0");
+    std::fs::write(folder.join("a-flat.vmdk"), &image).expect("an image");
+    let cookie = vcenter.session_cookie().await.expect("a cookie");
+    let path = "/folder/DC0_H0_VM0/a-flat.vmdk?dcPath=DC0&dsName=LocalDS_0";
+    let request = Request::get(path)
+        .header(gantry_http::header::COOKIE, cookie.expose())
+        .range(100_001, 65_536);
+    let mut response = vcenter.http().send(&request).await.expect("an answer");
+    assert_eq!(response.status(), 206);
+    let mut piece = vec![0; 65_536];
+    response.read_exact_into(&mut piece).await.expect("the range");
+    assert!(piece == image[100_001..165_537]);
+}
+
+#[tokio::test]
+async fn a_terminated_session_is_replaced_once_for_all_calls() {
+    let vcsim = Vcsim::start(1);
+    let (ours, other) = (vcenter(&vcsim), vcenter(&vcsim));
+    let before = ours.session_key().await.expect("a session");
+    let manager = other.content().await.expect("service content").session_manager.clone();
+    let repeat = gantry_control::vcenter::retry::Repeat::Changes;
+    let killed = other
+        .call("TerminateSession", &manager, "session", repeat, |w| {
+            w.text("sessionId", &before);
+        })
+        .await;
+    killed.expect("the session ends");
+    let view = || ours.container_view(None, &["VirtualMachine"]);
+    let (one, two, three) = tokio::join!(view(), view(), view());
+    for made in [one, two, three] {
+        made.expect("each call gets its answer");
+    }
+    let after = ours.session_key().await.expect("a session");
+    assert_ne!(before, after);
+}
