@@ -26,6 +26,11 @@ fn array<const N: usize>(sector: &Sector, at: usize) -> [u8; N] {
     std::array::from_fn(|index| sector[at + index])
 }
 
+/// Whether all bytes are zero; by pieces that the compiler compares at once.
+pub(crate) fn all_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(128).all(|piece| piece.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
 /// Writes `value` at `at`.
 pub(crate) fn put(sector: &mut Sector, at: usize, value: &[u8]) {
     sector[at..at + value.len()].copy_from_slice(value);

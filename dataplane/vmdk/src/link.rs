@@ -161,11 +161,12 @@ impl Opener {
         let path = file.path().to_owned();
         let header = hosted_header(file)?;
         let (offset, sectors) = (header.descriptor_offset, header.descriptor_length);
+        let part = |path| VmdkError::NotADisk {
+            path,
+            why: "it is one extent of a disk; open the descriptor that names it".into(),
+        };
         if offset == 0 || sectors == 0 {
-            return Err(VmdkError::NotADisk {
-                path,
-                why: "it is one extent of a disk; open the descriptor that names it".into(),
-            });
+            return Err(part(path));
         }
         let bytes =
             sectors.checked_mul(SECTOR_BYTES).filter(|&bytes| bytes <= DESCRIPTOR_BYTES_MAX);
@@ -176,6 +177,9 @@ impl Opener {
         };
         let mut text = vec![0; bytes as usize];
         file.read_exact_at(place, &mut text, "the descriptor")?;
+        if text.first() == Some(&0) {
+            return Err(part(path));
+        }
         let finding = |(line, why)| VmdkError::Descriptor { path: path.clone(), line, why };
         let descriptor = Descriptor::parse_embedded(&text).map_err(finding)?;
         refuse_obstacle(&path, &descriptor)?;
@@ -264,13 +268,17 @@ fn format(file: &SourceFile) -> Result<Format, VmdkError> {
     if count == 0 {
         return not_a_disk("it is empty");
     }
-    if file.size_bytes() > DESCRIPTOR_BYTES_MAX || first[..count.min(4)].contains(&0) {
+    if file.size_bytes() > DESCRIPTOR_BYTES_MAX || !is_text(&first[..count.min(16)]) {
         return not_a_disk(
             "it does not begin like a VMDK; where it is the data of a flat disk (-flat.vmdk), open \
              the descriptor beside it",
         );
     }
     Ok(Format::Text)
+}
+
+fn is_text(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| !byte.is_ascii_control() || byte.is_ascii_whitespace())
 }
 
 fn sector_at(file: &SourceFile, offset: u64, what: &'static str) -> Result<Sector, VmdkError> {

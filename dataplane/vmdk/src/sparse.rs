@@ -15,6 +15,7 @@ pub(crate) mod se_sparse;
 
 use std::sync::Arc;
 
+use crate::bytes::all_zero;
 use crate::error::VmdkError;
 use crate::grain::{self, Inflater, MARKER_BYTES};
 use crate::limits::{LOOKUP_GRAINS_MAX, SECTOR_BYTES};
@@ -138,7 +139,7 @@ impl SparseExtent {
                 let length = bytes.len().min((left * entry_bytes) as usize);
                 let entries = bytes[..length].chunks_exact(entry_bytes as usize);
                 let count = entries.len() as u64;
-                if bytes[..length].iter().all(|&byte| byte == 0) {
+                if all_zero(&bytes[..length]) {
                     added = run.add(State::Unallocated, count);
                     return Ok(());
                 }

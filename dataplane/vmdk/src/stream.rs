@@ -24,3 +24,6 @@ pub use writer::{Writer, WriterError, WriterOptions};
 pub(crate) fn is_footer_marker(sector: &crate::bytes::Sector) -> bool {
     marker::Marker::parse(sector) == Ok(marker::Marker::Footer { sectors: 1 })
 }
+
+#[cfg(test)]
+mod tests;

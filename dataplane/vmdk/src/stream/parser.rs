@@ -199,7 +199,7 @@ impl<R: Read> Parser<R> {
                 Marker::Table { sectors } => self.table(start, sectors)?,
                 Marker::Directory { sectors } => self.directory(start, sectors)?,
                 Marker::Footer { sectors } => self.footer(start, sectors)?,
-                Marker::Progress => {}
+                Marker::Progress => self.audit.progress(),
                 Marker::End => self.end(start)?,
             }
         }
@@ -271,7 +271,7 @@ impl<R: Read> Parser<R> {
 
     fn table(&mut self, start: u64, sectors: u64) -> Result<(), StreamError> {
         let damaged = |why: String| StreamError::Damaged { offset: start, why };
-        if sectors * SECTOR_BYTES != HOSTED_TABLE_ENTRIES * 4 {
+        if sectors != HOSTED_TABLE_ENTRIES * 4 / SECTOR_BYTES {
             return Err(damaged(format!("a grain table of {sectors} sectors")));
         }
         let place = u32::try_from(self.position / SECTOR_BYTES)
@@ -317,7 +317,8 @@ impl<R: Read> Parser<R> {
         if (footer.capacity, footer.grain) != (self.header.capacity, self.header.grain) {
             return Err(damaged("the footer is of another disk than the header".into()));
         }
-        if Some(footer.directory) != self.directory {
+        let named = Some(footer.directory) == self.directory;
+        if self.directory.is_none() || !(named || self.audit.shifted()) {
             return Err(damaged("the footer does not name the place of the directory".into()));
         }
         self.footer_came = true;
@@ -374,6 +375,9 @@ fn descriptor(header: &HostedHeader, front: &[u8]) -> Result<Option<Descriptor>,
     let end = offset.checked_add(length).filter(|&end| end <= header.overhead);
     let Some(end) = end else { return Err(damaged("the descriptor is not in front".into())) };
     let bytes = &front[((offset - 1) * SECTOR_BYTES) as usize..((end - 1) * SECTOR_BYTES) as usize];
+    if bytes.first() == Some(&0) {
+        return Ok(None);
+    }
     let descriptor = Descriptor::parse_embedded(bytes)
         .map_err(|(line, why)| damaged(format!("line {line} of the descriptor: {why}")))?;
     if descriptor.parent_id.is_some() {

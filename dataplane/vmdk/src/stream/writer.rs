@@ -10,7 +10,7 @@ use std::io::{self, Write};
 
 use flate2::{Compress, Compression, FlushCompress, Status};
 
-use crate::bytes::Sector;
+use crate::bytes::{Sector, all_zero};
 use crate::grain::{self, MARKER_BYTES};
 use crate::limits::{HOSTED_TABLE_ENTRIES, SECTOR_BYTES};
 use crate::sparse::hosted::{HostedHeader, check_geometry};
@@ -164,7 +164,7 @@ impl<W: Write> Writer<W> {
             return Err(order("a stream cannot go back"));
         }
         for (index, grain) in (first..).zip(data.chunks(Self::GRAIN_BYTES as usize)) {
-            if grain.iter().any(|&byte| byte != 0) {
+            if !all_zero(grain) {
                 self.grain(index, grain)?;
             }
             self.next_grain = index + 1;

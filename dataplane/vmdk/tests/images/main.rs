@@ -9,3 +9,6 @@ mod deltas;
 mod subformats;
 mod streams;
 mod chains;
+mod names;
+mod limits;
+mod mutations;

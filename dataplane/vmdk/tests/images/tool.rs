@@ -103,3 +103,11 @@ pub fn compare(image: &Image, raw: &Path, seed: u64) {
         check(random.u64(..=size - length), length);
     }
 }
+
+/// The most memory that this process has asked for so far, used or not.
+pub fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
+    let line = status.lines().find(|line| line.starts_with("VmPeak:")).expect("VmPeak");
+    let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
+    kib << 10
+}
