@@ -73,7 +73,7 @@ impl Source {
         // Unregistered works too, and costs what it costs there.
         let _ = ring.register_pool(&pool);
         let _ = ring.register_files(1)?;
-        ring.set_file(FileSlot(0), self.disk.descriptor()?)?;
+        ring.set_file(FileSlot(0), self.disk.descriptor(0)?.context("a file or device")?)?;
         let mut waiting = blocks.iter();
         let mut done = 0;
         loop {
@@ -127,7 +127,7 @@ impl Sample {
                 }
             },
         )?;
-        let path = source.disk.path().display();
+        let path = source.disk.label();
         ensure!(!bytes.is_empty(), "{path} holds nothing but zeros: nothing to measure");
         Ok(Sample { bytes, block_bytes })
     }

@@ -107,7 +107,7 @@ pub fn run(arguments: &StagesArguments) -> Result<StagesReport> {
     ensure!(given.seconds_max > 0.0 && given.runs > 0, "seconds and runs must be more than 0");
     let source = Source::open(&given.image, given.block_size)?;
     let sample = Sample::read(&source, given.sample)?;
-    let access = source.disk.access();
+    let access = source.disk.access().context("a file or device")?;
     let read_mode = match (&access.note, access.direct) {
         (_, true) => "past the page cache (O_DIRECT)".to_owned(),
         (note, false) => format!("through the page cache: {}", note.as_deref().unwrap_or("")),

@@ -9,6 +9,8 @@ pub mod units;
 pub mod extents;
 pub mod limits;
 pub mod failure;
+pub mod secret;
+pub mod source;
 pub mod wire;
 pub mod manage;
 pub mod session;

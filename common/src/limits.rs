@@ -138,6 +138,25 @@ pub const RECEIVE_POOL_BYTES: usize = 32 << 20;
 /// Bytes of read buffers of one restore.
 pub const RESTORE_POOL_BYTES: usize = 64 << 20;
 
+/// Bytes of a path or of a URL's path and query.
+pub const PATH_BYTES_MAX: usize = 4096;
+/// Connections to one source.
+pub const SOURCE_CONNECTIONS_MAX: u16 = 32;
+/// Requests in flight to one source.
+pub const SOURCE_IN_FLIGHT_MAX: u16 = 256;
+/// Open files of all disks that one worker reads by io_uring.
+pub const SOURCE_FILES_MAX: usize = 512;
+/// Milliseconds that a source may fail without one read that succeeds before its disk fails.
+pub const SOURCE_PATIENCE_MS_MAX: u64 = 60_000;
+/// Milliseconds without a byte, though some are awaited, after which a connection counts as lost.
+pub const SOURCE_STALL_MS_MAX: u64 = 30_000;
+/// Milliseconds between two attempts to reach a source, at the most and at the least.
+pub const SOURCE_BACKOFF_MS: (u64, u64) = (100, 5_000);
+/// Times that a block is asked for when the source answers with an error.
+pub const SOURCE_READ_TRIES_MAX: u32 = 4;
+/// Bytes of an NBD name (export, context), the protocol's own bound.
+pub const NBD_NAME_BYTES_MAX: usize = 4096;
+
 /// Largest slice that the throttle lets out at once.
 pub const PACE_SLICE_BYTES_MAX: usize = 64 << 10;
 

@@ -3,7 +3,6 @@
 //! In: [`BackupOptions`]. Out: a committed point and a [`BackupReport`], or the failure. Joins
 //! pipeline and sender; the command line and, later, gantryd call it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use gantry_common::ids::{PointId, SessionId};
 use gantry_common::limits;
 use gantry_common::manage::Retention;
 use gantry_common::session::sender::Sender;
+use gantry_common::source::SourceSpec;
 use gantry_common::units::{BlockSize, Compression};
 use gantry_common::wire::{self, BaseChoice, DiskOffer, SessionOffer};
 use serde::Serialize;
@@ -31,8 +31,8 @@ use crate::transport::Pacer;
 /// One disk of a backup.
 #[derive(Debug, Clone)]
 pub struct BackupSource {
-    /// Image file or block device.
-    pub path: PathBuf,
+    /// Where it is read from.
+    pub spec: SourceSpec,
     /// Identity that stays when the disk moves; default: derived from the path.
     pub identity: Option<String>,
     /// Changed extents since the base.
@@ -270,11 +270,9 @@ type Opened = (Vec<DiskOffer>, Vec<SessionDisk>, Vec<String>);
 fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
     let (mut offers, mut disks, mut log) = (Vec::new(), Vec::new(), Vec::new());
     for source in &options.sources {
-        let disk = Disk::open(&source.path, true).map_err(Failure::from)?;
-        let label = source.path.display().to_string();
-        if let Some(note) = &disk.access().note {
-            log.push(format!("disk {label}: not read with O_DIRECT: {note}"));
-        }
+        let disk = Disk::open_source(&source.spec).map_err(Failure::from)?;
+        let label = disk.label().to_owned();
+        log.extend(disk.notes().iter().map(|note| format!("disk {label}: {note}")));
         let identity = source.identity.clone().unwrap_or_else(|| disk.identity().to_owned());
         if offers.iter().any(|offer: &DiskOffer| offer.identity == identity) {
             return Err(Failure::new(

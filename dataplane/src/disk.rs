@@ -1,24 +1,31 @@
-//! Stage 1 of 7: a path in, an open [`Disk`] out: what is backed up, strictly read-only.
+//! Stage 1 of 7: what is to be read in, an open [`Disk`] out, strictly read-only.
 //!
-//! In: the path of a raw image file or of a block device. Out: its size, identity, fingerprint,
-//! data extents, and descriptors for the readers' rings. Invariant: the file is open with O_RDONLY
-//! and nothing else; size, identity and fingerprint are those of the moment of opening.
-//! Must not: write, lock, or interpret contents (partition tables and filesystems are `guestfs`'s).
+//! In: a path, or a specification of a source elsewhere. Out: its size, identity, fingerprint and
+//! data extents, and either descriptors for the readers' rings or a [`RemoteSource`] that takes
+//! their requests. Invariant: nothing is ever opened for writing; size, identity and fingerprint
+//! are those of the moment of opening. Must not: write, lock, or interpret contents (partition
+//! tables and filesystems are `guestfs`'s).
 
+mod local;
 mod raw_file;
 mod block_device;
+pub mod remote;
+mod work;
+mod nbd;
+mod open;
 
-use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use gantry_common::failure::{Failure, FailureKind};
-use gantry_common::limits;
-use gantry_uring::direct::{Access, open_read_only};
+use gantry_common::source::SourceSpecError;
+use gantry_uring::direct::Access;
 
-/// Why a path cannot be backed up.
+use local::LocalFile;
+use remote::{RemoteError, RemoteSource};
+
+/// Why a disk cannot be backed up.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The system refused to open it.
@@ -65,199 +72,199 @@ pub enum DiskError {
         /// The system's error.
         source: io::Error,
     },
+    /// The specification itself is wrong.
+    #[error(transparent)]
+    Spec(#[from] SourceSpecError),
+    /// No device with this UUID came up.
+    #[error(
+        "no disk with the UUID {uuid} appeared under {folder} within {waited_seconds} s: is it \
+         attached to this machine, and does the VM's setting disk.EnableUUID hold?"
+    )]
+    NoSuchUuid {
+        /// As given.
+        uuid: String,
+        /// Where it was looked for.
+        folder: PathBuf,
+        /// For how long.
+        waited_seconds: u64,
+    },
+    /// A source elsewhere failed.
+    #[error("{label}: {source}")]
+    Remote {
+        /// The source, as [`Disk::label`] names it.
+        label: String,
+        /// Its error.
+        source: RemoteError,
+    },
 }
 
 impl From<DiskError> for Failure {
     fn from(error: DiskError) -> Failure {
-        Failure::new(FailureKind::Source, error.to_string())
+        let kind = match error {
+            DiskError::Spec(_) => FailureKind::Usage,
+            _ => FailureKind::Source,
+        };
+        Failure::new(kind, error.to_string())
     }
 }
 
+/// Where the bytes at some offset of a disk are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    RawFile,
-    BlockDevice,
+pub struct Place {
+    /// Which of the disk's files; see [`Disk::descriptor`].
+    pub file: u32,
+    /// Offset within it.
+    pub offset: u64,
+    /// Bytes that follow one another there.
+    pub len: u64,
 }
 
-/// What must stay the same while a disk is read, as far as the system can tell.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct State {
-    size_bytes: u64,
-    /// Modification and status change, each in seconds and nanoseconds; zero for a device, whose
-    /// times say nothing of its contents.
-    times: [(i64, i64); 2],
+#[derive(Debug)]
+enum Media {
+    Local(LocalFile),
+    Remote(Box<dyn RemoteSource>),
 }
 
-/// A raw file or a block device, open for reading only.
+/// A disk that is open for reading.
 #[derive(Debug)]
 pub struct Disk {
-    path: PathBuf,
-    file: File,
-    kind: Kind,
-    access: Access,
-    state: State,
-    sector_bytes: u32,
-    identity: String,
-    fingerprint: String,
+    label: String,
+    media: Media,
+    notes: Vec<String>,
 }
 
 impl Disk {
-    /// Opens `path` read-only, with O_DIRECT if `direct` and possible (see [`Disk::access`]).
+    /// Opens the raw image file or block device `path` read-only, with O_DIRECT if `direct` and
+    /// possible (see [`Disk::access`]).
     ///
     /// # Errors
     /// [`DiskError`] for what cannot be opened, is no disk, is empty or too large.
     pub fn open(path: &Path, direct: bool) -> Result<Disk, DiskError> {
-        let open_error = |source: io::Error| DiskError::Open {
-            path: path.to_owned(),
-            hint: hint(&source),
-            source,
-        };
-        // Looked at before, since opening alone can act on a device (a tape rewinds), and again
-        // after, since the path may have changed hands between.
-        kind_of(path, &std::fs::metadata(path).map_err(open_error)?)?;
-        let (file, access) = open_read_only(path, direct).map_err(open_error)?;
-        let metadata = file.metadata().map_err(open_error)?;
-        let kind = kind_of(path, &metadata)?;
-        let state = state_of(&file, kind).map_err(query(path, "read the size"))?;
-        match state.size_bytes {
-            0 => return Err(DiskError::Empty { path: path.to_owned() }),
-            size_bytes if size_bytes > limits::DISK_BYTES_MAX => {
-                return Err(DiskError::TooLarge {
-                    path: path.to_owned(),
-                    size_bytes,
-                    max: limits::DISK_BYTES_MAX,
-                });
-            }
-            _ => {}
-        }
-        let named = query(path, "find the identity");
-        let (identity, fingerprint, sector_bytes) = match kind {
-            Kind::RawFile => (
-                raw_file::identity(path).map_err(named)?,
-                raw_file::fingerprint(&metadata),
-                raw_file::SECTOR_BYTES,
-            ),
-            Kind::BlockDevice => (
-                block_device::identity(&metadata),
-                block_device::fingerprint(&metadata, state.size_bytes).map_err(named)?,
-                block_device::sector_bytes(&file).map_err(query(path, "read the sector size"))?,
-            ),
-        };
-        let path = path.to_owned();
-        Ok(Disk { path, file, kind, access, state, sector_bytes, identity, fingerprint })
+        let file = LocalFile::open(path, direct)?;
+        let note = file.access().note.as_ref();
+        let notes = note.map(|note| format!("not read with O_DIRECT: {note}")).into_iter();
+        let (label, notes) = (path.display().to_string(), notes.collect());
+        Ok(Disk { label, notes, media: Media::Local(file) })
     }
 
-    /// The path as given.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// A disk that is read by requests to `source`.
+    pub fn of_remote(source: Box<dyn RemoteSource>) -> Disk {
+        let (label, notes) = (source.label().to_owned(), source.notes());
+        Disk { label, notes, media: Media::Remote(source) }
+    }
+
+    /// Name for messages: the path, or where the source is.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// What the session log should say of how it is read.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Bytes of the disk at opening.
     pub fn size_bytes(&self) -> u64 {
-        self.state.size_bytes
+        match &self.media {
+            Media::Local(file) => file.size_bytes(),
+            Media::Remote(source) => source.size_bytes(),
+        }
     }
 
     /// Bytes of a logical sector; 512 for a file.
     pub fn sector_bytes(&self) -> u32 {
-        self.sector_bytes
+        match &self.media {
+            Media::Local(file) => file.sector_bytes(),
+            Media::Remote(source) => source.sector_bytes(),
+        }
     }
 
-    /// Whether reads go past the page cache, their alignment, and why not if they do not.
-    pub fn access(&self) -> &Access {
-        &self.access
+    /// Whether reads go past the page cache, their alignment, and why not if they do not; nothing
+    /// for a source that has no descriptor.
+    pub fn access(&self) -> Option<&Access> {
+        match &self.media {
+            Media::Local(file) => Some(file.access()),
+            Media::Remote(_) => None,
+        }
+    }
+
+    /// Bytes to which offsets and lengths of reads by descriptor must be aligned.
+    pub fn offset_align(&self) -> usize {
+        self.access().map_or(1, |access| access.offset_align.max(1) as usize)
     }
 
     /// Whether this is a block device.
     pub fn is_block_device(&self) -> bool {
-        self.kind == Kind::BlockDevice
+        matches!(&self.media, Media::Local(file) if file.is_block_device())
     }
 
-    /// Identity to use when the caller has no better one: `file:` and the canonical path, or a
-    /// device's own name (WWN, serial number, device-mapper UUID), else `dev:` and its numbers.
-    /// At most [`limits::NAME_BYTES_MAX`] bytes.
+    /// Identity to use when the caller has no better one: `file:` and the canonical path, a
+    /// device's own name (WWN, serial number, device-mapper UUID), else `dev:` and its numbers;
+    /// for other sources their address. At most [`gantry_common::limits::NAME_BYTES_MAX`] bytes.
     pub fn identity(&self) -> &str {
-        &self.identity
+        match &self.media {
+            Media::Local(file) => file.identity(),
+            Media::Remote(source) => source.identity(),
+        }
     }
 
-    /// Names the state of the contents, as far as the system can: for a file its device, inode,
-    /// size and times. A device has no time that tells of writes, so its fingerprint is never the
-    /// same twice: a resume needs a snapshot id from the caller.
+    /// Names the state of the contents, as far as can be told: for a file its device, inode, size
+    /// and times. Nothing tells of writes to a device or most remote sources, so theirs is never
+    /// the same twice: a resume needs a snapshot id from the caller.
     pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
+        match &self.media {
+            Media::Local(file) => file.fingerprint(),
+            Media::Remote(source) => source.fingerprint(),
+        }
     }
 
-    /// A descriptor more of the same open file, for a ring's file table.
-    pub fn descriptor(&self) -> Result<OwnedFd, DiskError> {
-        let file = self.file.try_clone().map_err(query(&self.path, "duplicate the descriptor"))?;
-        Ok(file.into())
+    /// What takes read requests, if the disk is not read by descriptor.
+    pub fn remote(&self) -> Option<&dyn RemoteSource> {
+        match &self.media {
+            Media::Local(_) => None,
+            Media::Remote(source) => Some(&**source),
+        }
+    }
+
+    /// Where the bytes at `offset` are, of a disk that is read by descriptor.
+    pub fn place(&self, offset: u64) -> Place {
+        Place { file: 0, offset, len: u64::MAX - offset }
+    }
+
+    /// A descriptor more of one of the disk's open files, for a ring's file table; nothing if it
+    /// has no such file.
+    pub fn descriptor(&self, file: u32) -> Result<Option<OwnedFd>, DiskError> {
+        match &self.media {
+            Media::Local(local) if file == 0 => local.descriptor().map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// The first data at or after `offset`, as start and end (exclusive) in bytes; nothing if only
     /// a hole follows. Holes read as zeros. Unwritten, preallocated ranges may count as data, and
-    /// a device is all data.
+    /// a device is all data. May wait for a network.
     pub fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>, DiskError> {
-        let size_bytes = self.size_bytes();
-        if offset >= size_bytes {
-            return Ok(None);
-        }
-        match self.kind {
-            Kind::BlockDevice => Ok(Some((offset, size_bytes))),
-            Kind::RawFile => raw_file::next_data(&self.file, offset, size_bytes)
-                .map_err(query(&self.path, "find the holes")),
+        match &self.media {
+            Media::Local(file) => file.next_data(offset),
+            Media::Remote(source) => source.next_data(offset).map_err(self.remote_error()),
         }
     }
 
     /// What has changed since opening, for a person; nothing if nothing is known to have. A write
     /// to a device cannot be seen, nor one to a file within the clock's tick of the opening.
     pub fn changed_since_open(&self) -> Result<Option<String>, DiskError> {
-        let now = state_of(&self.file, self.kind).map_err(query(&self.path, "read the state"))?;
-        let path = self.path.display();
-        Ok(if now.size_bytes != self.state.size_bytes {
-            let (before, after) = (self.state.size_bytes, now.size_bytes);
-            Some(format!("{path} changed while it was read: from {before} to {after} bytes"))
-        } else if now.times != self.state.times {
-            Some(format!("{path} changed while it was read: it was modified"))
-        } else {
-            None
-        })
-    }
-}
-
-fn query(path: &Path, action: &'static str) -> impl Fn(io::Error) -> DiskError {
-    move |source| DiskError::Query { path: path.to_owned(), action, source }
-}
-
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "; the mover needs read permission (for devices: group disk, or root)"
-        }
-        _ => "",
-    }
-}
-
-fn kind_of(path: &Path, metadata: &Metadata) -> Result<Kind, DiskError> {
-    let found = metadata.file_type();
-    let kind = match () {
-        () if found.is_file() => return Ok(Kind::RawFile),
-        () if found.is_block_device() => return Ok(Kind::BlockDevice),
-        () if found.is_dir() => "a directory",
-        () if found.is_char_device() => "a character device",
-        () if found.is_fifo() => "a pipe",
-        () if found.is_socket() => "a socket",
-        () => "of an unknown kind",
-    };
-    Err(DiskError::NotADisk { path: path.to_owned(), kind })
-}
-
-fn state_of(file: &File, kind: Kind) -> io::Result<State> {
-    match kind {
-        Kind::RawFile => Ok(raw_file::state(&file.metadata()?)),
-        Kind::BlockDevice => {
-            Ok(State { size_bytes: block_device::size_bytes(file)?, times: [(0, 0); 2] })
+        match &self.media {
+            Media::Local(file) => file.changed_since_open(),
+            Media::Remote(source) => source.changed_since_open().map_err(self.remote_error()),
         }
     }
+
+    fn remote_error(&self) -> impl Fn(RemoteError) -> DiskError {
+        |source| DiskError::Remote { label: self.label.clone(), source }
+    }
 }
 
+#[cfg(test)]
+mod test_reader;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,8 @@
 //! In: units with a free buffer each. Out: [`ReadDone`], in the order of completion. One reader
 //! belongs to one worker and owns its ring. Invariant: a block is reported complete only if every
 //! byte of it was read; short reads are continued. It never writes, and allocates nothing per block.
+//! Disks with a descriptor are read by the ring; other sources take a request with the buffer and
+//! send it back on a channel that wakes the ring.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -16,6 +18,7 @@ use gantry_uring::files::{FileSlot, Registration};
 use gantry_uring::ring::{Ring, RingConfig};
 use gantry_uring::wake::Waker;
 
+use crate::disk::remote::{ReadRequest, RemoteDone, RemoteSource, ReturnPath};
 use crate::unit::Unit;
 
 /// A block that was read, or was not.
@@ -46,7 +49,9 @@ pub struct Reader {
     waker: Waker,
     reading: Vec<Option<Reading>>,
     vacant: Vec<usize>,
-    files: HashMap<TaskNumber, FileSlot>,
+    files: HashMap<(TaskNumber, u32), FileSlot>,
+    remote: crossbeam_channel::Receiver<RemoteDone>,
+    back: ReturnPath,
     done: VecDeque<ReadDone>,
     notes: Vec<String>,
 }
@@ -66,7 +71,7 @@ impl Reader {
         if let Registration::Unregistered(why) = ring.register_pool(pool) {
             notes.push(format!("read buffers are not registered: {why}"));
         }
-        match ring.register_files(limits::SESSION_DISKS_MAX as u32) {
+        match ring.register_files(limits::SOURCE_FILES_MAX as u32) {
             Ok(Registration::Unregistered(why)) => {
                 notes.push(format!("files are not registered: {why}"));
             }
@@ -75,8 +80,12 @@ impl Reader {
         }
         let waker = ring.waker().map_err(|error| internal(format!("eventfd: {error}")))?;
         let note = (!notes.is_empty()).then(|| notes.join("; "));
+        // Bounded by the depth: a request that is out holds one of its slots.
+        let (done, remote) = crossbeam_channel::unbounded();
         let reader = Reader {
             ring,
+            back: ReturnPath { done, waker: waker.clone() },
+            remote,
             waker,
             reading: (0..depth).map(|_| None).collect(),
             vacant: (0..depth).collect(),
@@ -112,20 +121,34 @@ impl Reader {
         let len = unit.disk.block_size.block_len(unit.block, unit.disk.size_bytes) as usize;
         let reading = Reading { unit, len, got: 0, from: 0, started: Instant::now() };
         let slot = self.vacant.pop().expect("the worker keeps within the depth");
-        self.submit(slot, reading, buf);
+        let disk = std::sync::Arc::clone(&reading.unit.disk);
+        match disk.source.remote() {
+            Some(source) => self.request(source, slot, reading, buf),
+            None => self.submit(slot, reading, buf),
+        }
+    }
+
+    fn request(&mut self, from: &dyn RemoteSource, slot: usize, reading: Reading, buf: PooledBuf) {
+        let disk = &reading.unit.disk;
+        let offset = reading.unit.block * u64::from(disk.block_size.bytes());
+        let request = ReadRequest::new(offset, reading.len, buf, slot, self.back.clone());
+        self.reading[slot] = Some(reading);
+        from.submit(request);
     }
 
     fn submit(&mut self, slot: usize, reading: Reading, buf: PooledBuf) {
         let disk = &reading.unit.disk;
-        let align = disk.source.access().offset_align.max(1) as usize;
+        let align = disk.source.offset_align();
+        let offset = reading.unit.block * u64::from(disk.block_size.bytes()) + reading.from as u64;
+        let place = disk.source.place(offset);
         // A short tail is read up to the alignment: the kernel stops at the end of the file.
         let end = reading.len.next_multiple_of(align).min(buf.len());
-        let offset = reading.unit.block * u64::from(disk.block_size.bytes()) + reading.from as u64;
-        let file = match self.file_of(&reading) {
+        let end = end.min(reading.from.saturating_add(place.len as usize));
+        let file = match self.file_of(&reading, place.file) {
             Ok(file) => file,
             Err(failure) => return self.finish(slot, reading, buf, Err(failure)),
         };
-        match self.ring.read_range(file, offset, reading.from..end, buf, slot as u64) {
+        match self.ring.read_range(file, place.offset, reading.from..end, buf, slot as u64) {
             Ok(()) => self.reading[slot] = Some(reading),
             Err(refused) => {
                 let failure = broken(&reading, &refused.to_string());
@@ -135,16 +158,21 @@ impl Reader {
         }
     }
 
-    fn file_of(&mut self, reading: &Reading) -> Result<FileSlot, Failure> {
+    fn file_of(&mut self, reading: &Reading, number: u32) -> Result<FileSlot, Failure> {
         let disk = &reading.unit.disk;
-        if let Some(file) = self.files.get(&disk.task) {
+        if let Some(file) = self.files.get(&(disk.task, number)) {
             return Ok(*file);
         }
-        let file = FileSlot(u32::from(disk.task));
-        let open = disk.source.descriptor().map_err(Failure::from)?;
+        let file = FileSlot(self.files.len() as u32);
+        if self.files.len() >= limits::SOURCE_FILES_MAX {
+            let text = format!("its session reads more than {} files", limits::SOURCE_FILES_MAX);
+            return Err(broken(reading, &text));
+        }
+        let open = disk.source.descriptor(number).map_err(Failure::from)?;
+        let open = open.ok_or_else(|| broken(reading, "it has no such file"))?;
         let set = self.ring.set_file(file, open);
         set.map_err(|error| broken(reading, &error.to_string()))?;
-        self.files.insert(disk.task, file);
+        self.files.insert((disk.task, number), file);
         Ok(file)
     }
 
@@ -188,6 +216,11 @@ impl Reader {
                 let buf = completion.buf.expect("a read keeps its buffer");
                 self.completed(slot, reading, buf, completion.result);
             }
+            while let Ok(RemoteDone { slot, buf, result }) = self.remote.try_recv() {
+                let reading = self.reading[slot].take().expect("one answer for each request");
+                let result = result.map_err(|error| broken(&reading, &error.to_string()));
+                self.finish(slot, reading, buf, result);
+            }
         }
         self.done.pop_front()
     }
@@ -210,7 +243,7 @@ impl Reader {
         if reading.got >= reading.len {
             return self.finish(slot, reading, buf, Ok(()));
         }
-        let align = reading.unit.disk.source.access().offset_align.max(1) as usize;
+        let align = reading.unit.disk.source.offset_align();
         let from = reading.got / align * align;
         if got == 0 || from == reading.from {
             let text =

@@ -11,6 +11,7 @@
 //! `GANTRY_SEEDS=20` runs more of them.
 
 pub mod scratch;
+pub mod servers;
 pub mod seeds;
 pub mod program;
 pub mod site;

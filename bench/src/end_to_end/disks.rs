@@ -13,6 +13,10 @@ use rustix::fs::{Advice, fadvise};
 
 const CHUNK_BYTES: u64 = 1 << 20;
 
+fn file_of(disk: &Disk) -> Result<File> {
+    Ok(File::from(disk.descriptor(0)?.context("a file or device")?))
+}
+
 /// Compares two disks byte for byte; what is a hole in both is not read.
 ///
 /// # Errors
@@ -27,7 +31,7 @@ pub(super) fn ensure_same(left: &Path, right: &Path) -> Result<()> {
         right.display(),
         two.size_bytes()
     );
-    let (one_file, two_file) = (File::from(one.descriptor()?), File::from(two.descriptor()?));
+    let [one_file, two_file] = [file_of(&one)?, file_of(&two)?];
     let mut buffers = (vec![0; CHUNK_BYTES as usize], vec![0; CHUNK_BYTES as usize]);
     let mut offset = 0;
     loop {

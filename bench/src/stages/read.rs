@@ -5,7 +5,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use gantry_uring::buffer::BufferPool;
 
 use super::Bench;
@@ -33,7 +33,7 @@ pub(super) fn measure(bench: &mut Bench<'_>) -> Result<Stage> {
     let pool = BufferPool::new(1, source.block_bytes())?;
     let plain = || {
         let stopwatch = Stopwatch::start();
-        let file = std::fs::File::from(source.disk.descriptor()?);
+        let file = std::fs::File::from(source.disk.descriptor(0)?.context("a file or device")?);
         let mut buf = take(&pool)?;
         let len = source.block_bytes();
         for block in blocks {

@@ -9,13 +9,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WantsClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore};
-use rustls::{Error, SignatureScheme};
+use rustls::{ConfigBuilder, Error, SignatureScheme};
 
 /// SHA-256 of a certificate's DER, as vCenter and browsers show it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -170,6 +170,18 @@ impl ServerCertVerifier for Verifier {
 impl Trust {
     /// The TLS configuration: TLS 1.2 (ESXi up to 8.0 speaks nothing newer by default) and 1.3.
     pub(crate) fn client_config(&self) -> Result<ClientConfig, String> {
+        let mut config = self.config_builder()?.with_no_client_auth();
+        // A resumed session would not show its certificate again.
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok(config)
+    }
+
+    /// As this side of any TLS connection needs it, HTTP or not: the server is checked, and what
+    /// this side shows of itself is still open.
+    ///
+    /// # Errors
+    /// The authority's PEM text cannot be read; the text says why.
+    pub fn config_builder(&self) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, String> {
         let provider = Arc::new(ring::default_provider());
         let rule = match self {
             Trust::Sha256Thumbprint(thumbprint) => Rule::Thumbprint(*thumbprint),
@@ -189,15 +201,11 @@ impl Trust {
             }
         };
         let verifier = Arc::new(Verifier { rule, provider: provider.clone() });
-        let mut config = ClientConfig::builder_with_provider(provider)
+        Ok(ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
             .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
-        // A resumed session would not show its certificate again.
-        config.resumption = rustls::client::Resumption::disabled();
-        Ok(config)
+            .with_custom_certificate_verifier(verifier))
     }
 }
 

@@ -148,9 +148,14 @@ pub enum TransportChoice {
 /// Arguments of `backup`.
 #[derive(Debug, Args)]
 pub struct BackupArguments {
-    /// Disks to back up: raw image files or block devices, all of one VM. Opened read-only.
-    #[arg(required = true)]
-    pub sources: Vec<PathBuf>,
+    /// Disks to back up, all of one VM: raw image files, block devices, or NBD exports
+    /// (nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://...). Opened read-only.
+    #[arg(required_unless_present = "source_specs")]
+    pub sources: Vec<String>,
+    /// JSON file (mode 0600) that says where one disk is, with what it takes to reach it; see
+    /// docs/operations.md. These disks follow the others.
+    #[arg(long = "source-spec", value_name = "FILE")]
+    pub source_specs: Vec<PathBuf>,
     /// The repository.
     #[command(flatten)]
     pub repository: RepositoryArguments,

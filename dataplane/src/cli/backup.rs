@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use gantry_common::extents::Extent;
 use gantry_common::failure::Failure;
 use gantry_common::limits::NAME_BYTES_MAX;
+use gantry_common::source::SourceSpec;
 use gantry_common::units::{Rate, format_bytes};
 use gantry_common::wire::is_name;
 
@@ -15,7 +16,7 @@ use super::display::Bars;
 use super::{Use, connector, read_text, runtime, say, say_json, usage};
 use crate::backup::{self, BackupOptions, BackupReport, BackupSource};
 use crate::host;
-use crate::transport::Pacer;
+use crate::transport::{Pacer, read_secret};
 
 /// How often the rate file is looked at.
 const RATE_FILE_EVERY: Duration = Duration::from_millis(500);
@@ -45,7 +46,8 @@ pub(super) fn run(arguments: BackupArguments) -> Result<(), Failure> {
 }
 
 fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
-    let sources = arguments.sources.len();
+    let specs = source_specs(arguments)?;
+    let sources = specs.len();
     for text in arguments.disk_ids.iter().chain([&arguments.name]) {
         if !is_name(text) {
             return Err(usage(format!(
@@ -65,10 +67,10 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
     count(arguments.disk_ids.len(), "--disk-id")?;
     count(arguments.changed_extents.len(), "--changed-extents")?;
     let mut list = Vec::with_capacity(sources);
-    for (number, path) in arguments.sources.iter().enumerate() {
+    for (number, spec) in specs.into_iter().enumerate() {
         let changed = arguments.changed_extents.get(number);
         list.push(BackupSource {
-            path: path.clone(),
+            spec,
             identity: arguments.disk_ids.get(number).cloned(),
             changed_extents: changed.map(|file| read_extents(file)).transpose()?,
             allocated_extents: None,
@@ -95,6 +97,28 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
         tasks_max: arguments.tasks as usize,
         reconnect_for: Duration::from_secs(arguments.repository.reconnect),
     })
+}
+
+/// Addresses and paths as typed, then what the spec files say.
+fn source_specs(arguments: &BackupArguments) -> Result<Vec<SourceSpec>, Failure> {
+    let mut specs = Vec::new();
+    for text in &arguments.sources {
+        specs.push(SourceSpec::parse(text).map_err(usage)?);
+    }
+    for file in &arguments.source_specs {
+        let bytes = read_secret(file)?;
+        let spec = serde_json::from_slice::<SourceSpec>(&bytes).map_err(|error| {
+            // Errors of other kinds quote the text, which may hold a password.
+            let text = error.to_string();
+            let names =
+                ["missing field", "unknown field"].iter().any(|kind| text.starts_with(kind));
+            let what = if names { text } else { "no JSON of a source specification".into() };
+            usage(format!("{}: {what}; see docs/operations.md", file.display()))
+        })?;
+        spec.check().map_err(usage)?;
+        specs.push(spec);
+    }
+    Ok(specs)
 }
 
 /// Reads a list of changed extents, as vSphere returns them.

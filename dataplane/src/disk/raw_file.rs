@@ -13,7 +13,7 @@ use gantry_common::limits;
 use rustix::fs::{SeekFrom, major, minor, seek};
 use rustix::io::Errno;
 
-use super::State;
+use super::local::State;
 
 /// The sector that an image file stands for.
 pub(super) const SECTOR_BYTES: u32 = 512;

@@ -50,7 +50,7 @@ fn a_sparse_file_gives_its_data_and_no_more() {
     let disk = Disk::open(&path, true).unwrap();
     assert_eq!((disk.size_bytes(), disk.sector_bytes()), (8 * MIB, 512));
     assert!(!disk.is_block_device());
-    assert_eq!(disk.access().direct, disk.access().note.is_none());
+    assert_eq!(disk.access().unwrap().direct, disk.access().unwrap().note.is_none());
     let found = extents(&disk);
     for wanted in [(MIB, 2 * MIB), (5 * MIB, 5 * MIB + MIB / 2)] {
         assert!(
@@ -72,7 +72,7 @@ fn a_full_file_is_one_extent_and_a_hole_is_none() {
     fs::write(&path, vec![1; 3_000_001]).unwrap();
     let disk = Disk::open(&path, false).unwrap();
     assert_eq!(extents(&disk), [(0, 3_000_001)]);
-    assert_eq!((disk.access().direct, &disk.access().note), (false, &None));
+    assert_eq!((disk.access().unwrap().direct, &disk.access().unwrap().note), (false, &None));
     let path = dir.path().join("hole.raw");
     File::create(&path).unwrap().set_len(5 * MIB).unwrap();
     assert_eq!(extents(&Disk::open(&path, true).unwrap()), []);
@@ -125,7 +125,7 @@ fn a_disk_is_open_for_reading_only() {
     let (_dir, path) = in_dir("disk.raw");
     fs::write(&path, [1; 4096]).unwrap();
     let disk = Disk::open(&path, true).unwrap();
-    let flags = fcntl_getfl(disk.descriptor().unwrap()).unwrap();
+    let flags = fcntl_getfl(disk.descriptor(0).unwrap().unwrap()).unwrap();
     assert!(!flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::NONBLOCK), "{flags:?}");
 }
 
@@ -195,7 +195,7 @@ fn a_block_device_is_all_data_and_never_resumes_by_itself() {
     assert!(first.is_block_device());
     assert_eq!((first.size_bytes(), extents(&first)), (8 * MIB, vec![(0, 8 * MIB)]));
     assert!(first.sector_bytes() >= 512 && first.sector_bytes().is_power_of_two());
-    assert!(first.access().direct, "{:?}", first.access());
+    assert!(first.access().unwrap().direct, "{:?}", first.access());
     assert_eq!(first.identity(), second.identity());
     assert!(first.identity().contains(':'));
     assert_ne!(first.fingerprint(), second.fingerprint());

@@ -50,12 +50,14 @@ const IMAGES: &[Need] = &[
     need("mkswap", "util-linux"),
 ];
 
-/// Counterparts that tests hold Gantry against: qemu's reader and writer of disk images, and what
-/// builds vcsim, the vCenter that others wrote. A library has no command to look for: its folder is
-/// named instead.
+/// Counterparts that tests hold Gantry against: qemu's reader and writer of disk images, NBD
+/// servers, and what builds vcsim, the vCenter that others wrote. A library has no command to look
+/// for: its folder is named instead.
 const COUNTERPARTS: &[Need] = &[
     need("qemu-img", "qemu-utils"),
     need("qemu-io", "qemu-utils"),
+    need("qemu-nbd", "qemu-utils"),
+    need("nbdkit", "nbdkit"),
     need("go", "golang-go"),
     need(
         "/usr/share/gocode/src/github.com/vmware/govmomi/simulator",
@@ -179,6 +181,7 @@ mod tests {
                 "ntfs-3g",
                 "util-linux",
                 "qemu-utils",
+                "nbdkit",
                 "golang-go",
                 "golang-github-vmware-govmomi-dev"
             ]
