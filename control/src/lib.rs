@@ -5,11 +5,15 @@
 //! block data.
 //!
 //! * [`vcenter`]: the typed client of the vSphere Web Services.
+//! * [`broker`]: the inventory of a vCenter, selection, a machine's configuration.
+//! * [`snapshots`]: what can be snapshotted.
 //! * [`transport`]: which transport modes can reach a frozen disk, and why not the others.
 //! * [`ledger`]: what a session leaves behind in vSphere until it is undone.
 //! * [`limits`]: every bound of what talks to vSphere.
 
 pub mod limits;
 pub mod vcenter;
+pub mod broker;
+pub mod snapshots;
 pub mod ledger;
 pub mod transport;

@@ -37,3 +37,28 @@ pub const KEEP_ALIVE_SECONDS: u64 = 300;
 pub const TASK_CANCEL_SECONDS_MAX: u64 = 60;
 /// Connections to one vCenter: one waits for updates, one for a task of each running session.
 pub const VCENTER_CONNECTIONS_MAX: usize = 24;
+
+/// Virtual machines in one broker.
+pub const BROKER_VMS_MAX: usize = 20_000;
+/// Hosts, clusters, datastores, folders and datacenters in one broker, together.
+pub const BROKER_PLACES_MAX: usize = 50_000;
+/// Devices of one virtual machine that are kept: disks, their controllers, vTPM.
+pub const VM_DEVICES_MAX: usize = 320;
+/// Snapshots of one virtual machine that are kept.
+pub const VM_SNAPSHOTS_MAX: usize = 256;
+/// Files of one disk's chain that are kept.
+pub const BACKING_CHAIN_MAX: usize = 64;
+/// Custom attribute values of one virtual machine that are kept.
+pub const VM_ATTRIBUTES_MAX: usize = 64;
+/// Datastores of one virtual machine or host that are kept.
+pub const OBJECT_DATASTORES_MAX: usize = 512;
+/// Bytes of a foreign text that the broker keeps; a longer one is cut.
+pub const FACT_TEXT_BYTES_MAX: usize = 1024;
+/// Bytes of what a broker keeps for each virtual machine, as a mean: 250 take 16 MiB at most.
+pub const VM_FACTS_BYTES_MEAN_MAX: usize = (16 << 20) / 250;
+/// Folders within folders.
+pub const FOLDER_DEPTH_MAX: usize = 64;
+/// Milliseconds before a broker that lost its vCenter tries again; doubles up to a minute.
+pub const BROKER_PAUSE_MS: u64 = 1_000;
+/// Milliseconds between such tries at most.
+pub const BROKER_PAUSE_MS_MAX: u64 = 60_000;

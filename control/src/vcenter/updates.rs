@@ -102,7 +102,8 @@ impl VCenter {
         let created = self
             .call(method, &collector, "updates", Repeat::Changes, |w| {
                 write_filter(w, "spec", properties, start);
-                w.value("partialUpdates", true);
+                // A change is told as the whole property that was asked for.
+                w.value("partialUpdates", false);
             })
             .await;
         let filter = match created {
