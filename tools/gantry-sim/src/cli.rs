@@ -14,9 +14,11 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde_json::json;
 
+use crate::disks;
 use crate::http;
 use crate::sim::{Kind, Options, Password, Sim};
 use crate::site::inventory;
+use crate::storage::Storage;
 
 /// A simulated vCenter with ESXi hosts, for tests, demonstrations and fault drills.
 #[derive(Debug, Parser)]
@@ -52,6 +54,12 @@ pub struct Arguments {
     /// Seconds without progress after which an NFC lease ends
     #[arg(long, default_value_t = 300.0)]
     lease_seconds: f64,
+    /// NFC leases that may be open at a time
+    #[arg(long, default_value_t = 50)]
+    leases: usize,
+    /// A privilege that the user lacks (HasPrivilegeOnEntities says so); may be repeated
+    #[arg(long, value_name = "PRIVILEGE")]
+    deny: Vec<String>,
     /// Where all random choices come from
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -80,8 +88,10 @@ async fn start(arguments: Arguments) -> Result<()> {
     std::fs::create_dir_all(&root).with_context(|| format!("folder {}", root.display()))?;
     let file = arguments.password_file.clone().unwrap_or_else(|| root.join("password"));
     let options = options(&arguments, root, password(&file)?)?;
-    let (site, _disks) = inventory::read(arguments.inventory.as_deref())?.site()?;
-    let sim = Sim::new(options, site);
+    let (mut site, disks) = inventory::read(arguments.inventory.as_deref())?.site()?;
+    let storage = Storage::open(&options.root, options.seed)?;
+    disks::prepare(&mut site, &disks, &storage)?;
+    let sim = Sim::new(options, site, storage);
     http::serve(&sim, arguments.port).await?;
     println!("{}", ready(&sim, &file));
     std::io::stdout().flush()?;
@@ -114,6 +124,8 @@ fn options(arguments: &Arguments, root: PathBuf, password: Password) -> Result<O
         update_objects: arguments.update_page,
         task_time: Duration::from_millis(arguments.task_ms),
         lease_time: seconds("lease-seconds", arguments.lease_seconds)?,
+        leases_open_max: arguments.leases,
+        denied: arguments.deny.clone(),
         seed: arguments.seed,
     })
 }

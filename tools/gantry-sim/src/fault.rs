@@ -80,6 +80,13 @@ impl Fault {
         Self::new("InvalidRequest", format!("The request is invalid: {}", what.into()))
     }
 
+    /// The simulator itself failed: a defect of it.
+    #[must_use]
+    pub fn system_error() -> Self {
+        let message = "A general system error occurred: the simulator failed.";
+        Self::new("SystemError", message).with("reason", message)
+    }
+
     /// The operation exists but not for this.
     #[must_use]
     pub fn not_supported(what: impl Into<String>) -> Self {

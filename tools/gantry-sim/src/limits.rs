@@ -38,3 +38,11 @@ pub const WAIT_STEP_SECONDS: u64 = 5;
 pub const INVENTORY_BYTES_MAX: u64 = 16 << 20;
 /// Text of names that clients choose (folders, snapshots, VMs), bytes.
 pub const NAME_BYTES_MAX: usize = 255;
+/// Tasks that an entity names as its recent ones.
+pub const RECENT_TASKS_MAX: usize = 10;
+/// Snapshots in a chain, as on real hosts.
+pub const SNAPSHOT_DEPTH_MAX: usize = 32;
+/// NFC leases that are remembered.
+pub const LEASES_MAX: usize = 500;
+/// Bytes of a datastore's file that one read takes.
+pub const READ_BYTES: usize = 256 << 10;

@@ -3,7 +3,7 @@
 //! In: options and a site. Out: [`Sim`], shared by all listeners and tasks. One lock holds the site
 //! and every endpoint's objects; it is never held across a wait or a disk operation.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use crate::model::Model;
 use crate::schema::Ref;
 use crate::session::Sessions;
 use crate::site::{Site, Subject};
+use crate::storage::Storage;
 use crate::ticket::Tickets;
 
 /// A password, which nothing prints.
@@ -65,6 +66,10 @@ pub struct Options {
     pub task_time: Duration,
     /// After how long without progress an NFC lease ends.
     pub lease_time: Duration,
+    /// NFC leases that may be open at a time.
+    pub leases_open_max: usize,
+    /// Privileges that the user lacks.
+    pub denied: Vec<String>,
     /// What all random choices come from.
     pub seed: u64,
 }
@@ -80,6 +85,8 @@ impl Default for Options {
             update_objects: 100,
             task_time: Duration::from_millis(20),
             lease_time: Duration::from_secs(300),
+            leases_open_max: 50,
+            denied: Vec::new(),
             seed: 1,
         }
     }
@@ -111,6 +118,8 @@ pub struct Endpoint {
     pub thumbprint_sha256: String,
     /// Its one-time tickets.
     pub tickets: Tickets,
+    /// Its tasks, oldest first.
+    pub tasks: VecDeque<Ref>,
     /// Its events, oldest first.
     pub events: Vec<crate::schema::Value>,
     references: HashMap<Subject, Ref>,
@@ -129,6 +138,7 @@ impl Endpoint {
             thumbprint: String::new(),
             thumbprint_sha256: String::new(),
             tickets: Tickets::default(),
+            tasks: VecDeque::new(),
             events: Vec::new(),
             references: HashMap::new(),
             subjects: BTreeMap::new(),
@@ -177,6 +187,10 @@ pub struct State {
     pub endpoints: Vec<Endpoint>,
     /// All random choices.
     pub random: fastrand::Rng,
+    /// Machines that were unregistered and may come back, by the path of their `.vmx`.
+    pub unregistered: BTreeMap<String, crate::site::Machine>,
+    /// Open and ended NFC leases by id.
+    pub leases: BTreeMap<Arc<str>, crate::lease::Lease>,
 }
 
 /// The simulator.
@@ -184,19 +198,27 @@ pub struct State {
 pub struct Sim {
     /// How it behaves.
     pub options: Options,
+    /// The disk engine. Its calls block: never under the state's lock.
+    pub storage: Storage,
     state: Mutex<State>,
 }
 
 impl Sim {
     /// A simulator of the site, with its vCenter and all its hosts, listening nowhere yet.
     #[must_use]
-    pub fn new(options: Options, site: Site) -> Arc<Self> {
+    pub fn new(options: Options, site: Site, storage: Storage) -> Arc<Self> {
         let mut endpoints = vec![Endpoint::new(Kind::VCenter)];
         endpoints.extend((0..site.hosts.len()).map(|host| Endpoint::new(Kind::Host(host))));
         let random = fastrand::Rng::with_seed(options.seed);
-        let mut state = State { site, endpoints, random };
+        let mut state = State {
+            site,
+            endpoints,
+            random,
+            unregistered: BTreeMap::new(),
+            leases: BTreeMap::new(),
+        };
         state.build(&options);
-        Arc::new(Self { options, state: Mutex::new(state) })
+        Arc::new(Self { options, storage, state: Mutex::new(state) })
     }
 
     /// The state, for as short as possible.

@@ -194,6 +194,307 @@ def step_waits(si):
     own.Destroy()
 
 
+def step_waits_see_changes(si):
+    """Both kinds of waiting, nested changes and whole ones, entering and leaving."""
+    pc = vmodl.query.PropertyCollector
+    content = si.RetrieveContent()
+    own = content.propertyCollector.CreatePropertyCollector()
+    vm = machine(si, "web1")
+    whole = own.CreateFilter(filter_spec(vm, vim.VirtualMachine, ["config"]), False)
+    version = own.WaitForUpdates("").version
+    field = content.customFieldsManager.field[0].key
+    WaitForTask(vm.ReconfigVM_Task(vim.vm.ConfigSpec(annotation="seen")))
+    update = own.WaitForUpdates(version)
+    (change,) = update.filterSet[0].objectSet[0].changeSet
+    assert change.name == "config" and change.val.annotation == "seen", change
+    whole.Destroy()
+    nested = own.CreateFilter(filter_spec(vm, vim.VirtualMachine, ["config", "customValue"]), True)
+    version = own.WaitForUpdatesEx("", None).version
+    WaitForTask(vm.ReconfigVM_Task(vim.vm.ConfigSpec(annotation="again")))
+    content.customFieldsManager.SetField(vm, field, "weekly")
+    names, deadline = set(), time.monotonic() + 5
+    while "customValue" not in names and time.monotonic() < deadline:
+        update = own.WaitForUpdatesEx(version, pc.WaitOptions(maxWaitSeconds=5))
+        version = update.version
+        changes = update.filterSet[0].objectSet[0].changeSet
+        names |= {change.name for change in changes}
+    assert "config.annotation" in names and "config" not in names, names
+    assert "customValue" in names, names
+    nested.Destroy()
+    spec = filter_spec(content.rootFolder, vim.Folder, ["name"], traversal_spec())
+    own.CreateFilter(spec, True)
+    version = own.WaitForUpdatesEx("", None).version
+    folder = vm.parent.CreateFolder("New")
+    update = own.WaitForUpdatesEx(version, pc.WaitOptions(maxWaitSeconds=5))
+    (entered,) = [o for o in update.filterSet[0].objectSet if o.kind == "enter"]
+    assert entered.obj == folder and entered.changeSet[0].val == "New"
+    raises(vim.fault.DuplicateName, vm.parent.CreateFolder, "New")
+    own.Destroy()
+
+
+def task_fault(task, fault):
+    return raises(fault, WaitForTask, task)
+
+
+def step_change_tracking_snapshot_and_areas(si):
+    vm = machine(si, "web0")
+    assert vm.capability.changeTrackingSupported and not vm.config.changeTrackingEnabled
+    task = vm.ReconfigVM_Task(vim.vm.ConfigSpec(changeTrackingEnabled=True))
+    assert WaitForTask(task) == "success"
+    assert task.info.name.info.wsdlName == "ReconfigVM_Task" and task.info.entity == vm
+    assert task.info.entityName == "web0" and task.info.completeTime
+    assert vm.config.changeTrackingEnabled
+    live = disks(vm.config)[0]
+    assert live.backing.changeId is None, "tracking needs a stun"
+    first = WaitForTask(vm.CreateSnapshot_Task("first", "a test", False, True)) and vm.snapshot
+    snapshot = first.currentSnapshot
+    tree = first.rootSnapshotList[0]
+    assert (tree.name, tree.quiesced, tree.state, tree.vm) == ("first", True, "poweredOff", vm)
+    frozen = disks(snapshot.config)[0]
+    assert frozen.backing.fileName == "[vmfs0] web0/web0.vmdk" and frozen.backing.changeId
+    live = disks(vm.config)[0]
+    assert live.backing.fileName == "[vmfs0] web0/web0-000001.vmdk", live.backing.fileName
+    assert live.backing.parent.fileName == frozen.backing.fileName
+    assert live.backing.deltaDiskFormat == "seSparseFormat"
+    assert live.backing.uuid == frozen.backing.uuid
+    assert [f.name for f in vm.layoutEx.file if f.name.endswith("-sesparse.vmdk")]
+    areas = vm.QueryChangedDiskAreas(snapshot, frozen.key, 0, "*")
+    assert areas.startOffset == 0 and areas.length == frozen.capacityInBytes
+    again = vm.QueryChangedDiskAreas(snapshot, frozen.key, 0, frozen.backing.changeId)
+    assert not again.changedArea
+    raises(vmodl.fault.InvalidArgument, vm.QueryChangedDiskAreas, snapshot, frozen.key, 0, "x/1")
+    raises(vmodl.fault.InvalidArgument, vm.QueryChangedDiskAreas, snapshot, 77, 0, "*")
+    size = frozen.capacityInBytes
+    raises(vmodl.fault.InvalidArgument, vm.QueryChangedDiskAreas, snapshot, frozen.key, size, "*")
+    raises(vim.fault.FileFault, vm.QueryChangedDiskAreas, None, frozen.key, 0, "*")
+    old = machine(si, "old0")
+    task_fault(
+        old.ReconfigVM_Task(vim.vm.ConfigSpec(changeTrackingEnabled=True)),
+        vmodl.fault.NotSupported)
+
+
+def attach_spec(device_file, mode="independent_nonpersistent", unit=-1, controller=1000):
+    disk = vim.vm.device.VirtualDisk(
+        key=-1, controllerKey=controller, unitNumber=unit, capacityInKB=0,
+        backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(fileName=device_file, diskMode=mode))
+    change = vim.vm.device.VirtualDeviceSpec(operation="add", device=disk)
+    return vim.vm.ConfigSpec(deviceChange=[change])
+
+
+def step_hot_add(si):
+    vm, proxy = machine(si, "web0"), machine(si, "gantry-proxy0")
+    frozen = disks(vm.snapshot.currentSnapshot.config)[0].backing.fileName
+    live = disks(vm.config)[0].backing.fileName
+    task_fault(proxy.ReconfigVM_Task(attach_spec(frozen, "persistent")), vim.fault.FileLocked)
+    task_fault(proxy.ReconfigVM_Task(attach_spec(live)), vim.fault.FileLocked)
+    task_fault(
+        proxy.ReconfigVM_Task(attach_spec("[vmfs0] no/no.vmdk")), vim.fault.FileNotFound)
+    task_fault(proxy.ReconfigVM_Task(attach_spec(frozen, unit=7)), vim.fault.InvalidDeviceSpec)
+    task_fault(
+        proxy.ReconfigVM_Task(attach_spec(frozen, controller=200)), vim.fault.InvalidController)
+    WaitForTask(proxy.ReconfigVM_Task(attach_spec(frozen)))
+    (added,) = [d for d in disks(proxy.config) if d.backing.fileName == frozen]
+    assert added.backing.diskMode == "independent_nonpersistent" and added.unitNumber == 1
+    assert added.backing.uuid == disks(vm.config)[0].backing.uuid
+    # The snapshot goes while its disk is attached: an orphan stays.
+    snapshot = vm.snapshot.currentSnapshot
+    WaitForTask(snapshot.RemoveSnapshot_Task(True, True))
+    assert vm.snapshot is None and vm.runtime.consolidationNeeded
+    raises(vmodl.fault.ManagedObjectNotFound, lambda: snapshot.config)
+    gone = vim.vm.device.VirtualDeviceSpec(operation="remove", device=added)
+    WaitForTask(proxy.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[gone])))
+    assert len(disks(proxy.config)) == 1
+    WaitForTask(vm.ConsolidateVMDisks_Task())
+    assert not vm.runtime.consolidationNeeded
+    assert disks(vm.config)[0].backing.fileName == frozen
+
+
+def step_snapshot_trees(si):
+    vm = machine(si, "db0")
+    for name in ("a", "b", "c"):
+        WaitForTask(vm.CreateSnapshotEx_Task(name, None, False, None))
+    (a,) = vm.snapshot.rootSnapshotList
+    b = a.childSnapshotList[0]
+    assert (a.name, b.name, b.childSnapshotList[0].name) == ("a", "b", "c")
+    nfs = disks(vm.config)[1]
+    assert nfs.backing.deltaDiskFormat == "redoLogFormat", nfs.backing.deltaDiskFormat
+    WaitForTask(b.snapshot.RemoveSnapshot_Task(False))
+    (a,) = vm.snapshot.rootSnapshotList
+    assert [child.name for child in a.childSnapshotList] == ["c"]
+    WaitForTask(a.snapshot.RevertToSnapshot_Task())
+    assert vm.snapshot.currentSnapshot == a.snapshot and vm.runtime.powerState == "poweredOff"
+    WaitForTask(vm.PowerOnVM_Task())
+    task_fault(vm.PowerOnVM_Task(), vim.fault.InvalidPowerState)
+    a.snapshot.RenameSnapshot("z", None)
+    assert vm.snapshot.rootSnapshotList[0].name == "z"
+    WaitForTask(vm.RemoveAllSnapshots_Task(True))
+    assert vm.snapshot is None and not vm.runtime.consolidationNeeded
+    # Independent disks and raw devices in physical mode stay out of a snapshot.
+    odd = machine(si, "odd0")
+    WaitForTask(odd.CreateSnapshot_Task("s", "", False, False))
+    files = [d.backing.fileName for d in disks(odd.config)]
+    assert files == [
+        "[vmfs0] odd0/odd0-000001.vmdk", "[vmfs0] odd0/odd0_1.vmdk", "[vmfs0] odd0/odd0_2.vmdk"]
+    WaitForTask(odd.RemoveAllSnapshots_Task())
+
+
+def step_hosts_have_their_own_references(si):
+    host = connect(READY["hosts"][0]["url"])
+    assert host.content.about.apiType == "HostAgent"
+    names = {vm.name for vm in entities(host, vim.VirtualMachine)}
+    assert "web0" in names and "web1" not in names, names
+    here, there = machine(si, "web0"), machine(host, "web0")
+    assert here._moId != there._moId and here.config.uuid == there.config.uuid
+    WaitForTask(there.CreateSnapshot_Task("on the host", "", False, False))
+    mine, theirs = here.snapshot.currentSnapshot, there.snapshot.currentSnapshot
+    assert mine._moId != theirs._moId, (mine, theirs)
+    raises(vmodl.fault.ManagedObjectNotFound, there.QueryChangedDiskAreas, mine, 2000, 0, "*")
+    there.QueryChangedDiskAreas(theirs, 2000, 0, "*")
+    WaitForTask(theirs.RemoveSnapshot_Task(False))
+    assert here.snapshot is None
+    Disconnect(host)
+
+
+def fetch(si, url, headers=None, method="GET"):
+    import urllib.request
+    request = urllib.request.Request(url, headers=headers or {}, method=method)
+    context = ssl._create_unverified_context()
+    try:
+        with urllib.request.urlopen(request, context=context) as answer:
+            return answer.status, dict(answer.headers), answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), b""
+
+
+def step_datastore_access(si):
+    base = READY["url"][: -len("/sdk")]
+    path = "/folder/web0/web0-flat.vmdk?dcPath=DC0&dsName=vmfs0"
+    cookie = {"Cookie": si._stub.cookie.split(";")[0]}
+    assert fetch(si, base + path)[0] == 401
+    assert fetch(si, base + path, {"Cookie": "vmware_soap_session=rubbish"})[0] == 401
+    # The running machine writes to it.
+    assert fetch(si, base + path, cookie)[0] == 500
+    vm = machine(si, "web0")
+    WaitForTask(vm.CreateSnapshot_Task("s", "", False, False))
+    status, headers, body = fetch(si, base + path, {**cookie, "Range": "bytes=4096-8191"})
+    assert (status, len(body)) == (206, 4096), status
+    assert headers["Content-Range"] == "bytes 4096-8191/%d" % (64 << 20), headers
+    status, headers, body = fetch(si, base + path, cookie, "HEAD")
+    assert (status, headers["Content-Length"], body) == (200, str(64 << 20), b"")
+    assert len(fetch(si, base + path, cookie)[2]) == 64 << 20
+    assert fetch(si, base + path, {**cookie, "Range": "bytes=99999999999-"})[0] == 416
+    status, _, body = fetch(si, base + "/folder/web0/web0.vmdk?dcPath=DC0&dsName=vmfs0", cookie)
+    assert status == 200 and b"web0-flat.vmdk" in body
+    wrong = "/folder/web0/web0.vmdk?dcPath=DC1&dsName=vmfs0", "/folder/../x?dsName=vmfs0"
+    assert all(fetch(si, base + path, cookie)[0] == 404 for path in wrong)
+    import base64
+    basic = base64.b64encode(("%s:%s" % (READY["user"], PASSWORD)).encode()).decode()
+    assert fetch(si, base + path, {"Authorization": "Basic " + basic}, "HEAD")[0] == 200
+    spec = vim.SessionManager.HttpServiceRequestSpec(method="httpGet", url=base + path)
+    ticket = si.content.sessionManager.AcquireGenericServiceTicket(spec)
+    once = {"Cookie": "vmware_cgi_ticket=" + ticket.id, "Range": "bytes=0-9"}
+    assert fetch(si, base + path, once)[0] == 206
+    assert fetch(si, base + path, once)[0] == 401
+
+
+def step_export_lease(si):
+    vm = machine(si, "web0")
+    raises(vim.fault.InvalidPowerState, vm.ExportVm)
+    lease = vm.snapshot.currentSnapshot.ExportSnapshot()
+    deadline = time.monotonic() + 5
+    while lease.state == "initializing" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert lease.state == "ready", lease.state
+    (device,) = lease.info.deviceUrl
+    assert lease.info.leaseTimeout == 300 and lease.info.totalDiskCapacityInKB == 64 << 10
+    status, _, body = fetch(si, device.url.replace("*", "127.0.0.1"))
+    assert status == 200 and body[:4] == b"KDMV", status
+    lease.HttpNfcLeaseProgress(50)
+    assert lease.transferProgress == 50
+    raises(vmodl.fault.InvalidArgument, lease.HttpNfcLeaseProgress, 101)
+    (entry,) = lease.HttpNfcLeaseGetManifest()
+    import hashlib
+    assert (entry.sha1, entry.size) == (hashlib.sha1(body).hexdigest(), len(body))
+    lease.HttpNfcLeaseComplete()
+    assert lease.state == "done"
+    raises(vim.fault.InvalidState, lease.HttpNfcLeaseProgress, 60)
+    assert fetch(si, device.url)[0] == 404
+    WaitForTask(vm.RemoveAllSnapshots_Task())
+    off = machine(si, "old0").ExportVm()
+    off.HttpNfcLeaseAbort()
+    assert off.state == "error" and off.error is not None
+
+
+def step_machines_come_and_go(si):
+    web = machine(si, "web1")
+    folder, pool = web.parent, web.resourcePool
+    device = vim.vm.device
+    spec = vim.vm.ConfigSpec(
+        name="made0", guestId="otherLinux64Guest", numCPUs=1, memoryMB=512, version="vmx-19",
+        files=vim.vm.FileInfo(vmPathName="[vmfs0]"),
+        deviceChange=[
+            device.VirtualDeviceSpec(operation="add", device=device.ParaVirtualSCSIController(
+                key=-101, busNumber=0, sharedBus="noSharing")),
+            device.VirtualDeviceSpec(
+                operation="add", fileOperation="create",
+                device=device.VirtualDisk(
+                    key=-102, controllerKey=-101, unitNumber=0, capacityInKB=8192,
+                    backing=device.VirtualDisk.FlatVer2BackingInfo(
+                        fileName="[vmfs0]", diskMode="persistent", thinProvisioned=True))),
+        ])
+    task = folder.CreateVM_Task(spec, pool)
+    WaitForTask(task)
+    vm = task.info.result
+    (disk,) = disks(vm.config)
+    assert disk.backing.fileName == "[vmfs0] made0/made0.vmdk", disk.backing.fileName
+    assert disk.capacityInBytes == 8 << 20 and disk.backing.uuid
+    disk.capacityInBytes = 16 << 20
+    disk.capacityInKB = 16 << 10
+    grown = device.VirtualDeviceSpec(operation="edit", device=disk)
+    WaitForTask(vm.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[grown])))
+    assert disks(vm.config)[0].capacityInBytes == 16 << 20
+    vm.UnregisterVM()
+    assert "made0" not in [vm.name for vm in entities(si, vim.VirtualMachine)]
+    path = "[vmfs0] made0/made0.vmx"
+    task_fault(folder.RegisterVM_Task("[vmfs0] x/x.vmx", None, False, pool), vim.fault.FileNotFound)
+    task = folder.RegisterVM_Task(path, "back0", False, pool)
+    WaitForTask(task)
+    vm = task.info.result
+    assert vm.name == "back0"
+    WaitForTask(vm.PowerOnVM_Task())
+    task_fault(vm.Destroy_Task(), vim.fault.InvalidPowerState)
+    WaitForTask(vm.PowerOffVM_Task())
+    WaitForTask(vm.Destroy_Task())
+    raises(vmodl.fault.ManagedObjectNotFound, lambda: vm.name)
+
+
+def step_managers(si):
+    content = si.RetrieveContent()
+    assert content.guestOperationsManager.authManager is not None
+    assert content.licenseManager.licenses[0].editionKey == "eval"
+    vm = machine(si, "web0")
+    session = content.sessionManager.currentSession.key
+    wanted = ["VirtualMachine.State.CreateSnapshot", "Datastore.Browse"]
+    (found,) = content.authorizationManager.HasPrivilegeOnEntities([vm], session, wanted)
+    assert found.entity == vm and all(p.isGranted for p in found.privAvailability)
+    assert [p.privId for p in found.privAvailability] == wanted
+    events = content.eventManager.QueryEvents(vim.event.EventFilterSpec())
+    assert any(isinstance(event, vim.event.UserLoginSessionEvent) for event in events)
+    field = content.customFieldsManager.AddCustomFieldDef("Tier", vim.VirtualMachine)
+    vm.setCustomValue("Tier", "1")
+    assert {v.key: v.value for v in vm.customValue}[field.key] == "1"
+    content.fileManager.MakeDirectory("[vmfs0] folder/deep", None, True)
+    raises(vim.fault.FileAlreadyExists, content.fileManager.MakeDirectory, "[vmfs0] folder")
+    raises(vim.fault.InvalidDatastorePath, content.fileManager.MakeDirectory, "vmfs0/folder")
+    manager = content.virtualDiskManager
+    spec = vim.VirtualDiskManager.FileBackedVirtualDiskSpec(
+        diskType="thin", adapterType="lsiLogic", capacityKb=1024)
+    WaitForTask(manager.CreateVirtualDisk_Task("[nfs0] loose.vmdk", None, spec))
+    assert manager.QueryVirtualDiskUuid("[nfs0] loose.vmdk")
+    WaitForTask(manager.DeleteVirtualDisk_Task("[nfs0] loose.vmdk"))
+    raises(vim.fault.FileNotFound, manager.QueryVirtualDiskUuid, "[nfs0] loose.vmdk")
+
+
 def main():
     si = connect()
     steps = [(n, f) for n, f in globals().items() if n.startswith("step_")]

@@ -28,7 +28,11 @@ use crate::methods::{self, Origin};
 use crate::sim::Sim;
 use crate::soap;
 
+mod access;
 mod certificate;
+mod folder;
+mod nfc;
+mod stream;
 
 pub use certificate::Certificate;
 
@@ -102,6 +106,7 @@ async fn connection(
     });
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
+        .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service)
         .await?;
     Ok(())
@@ -119,6 +124,10 @@ async fn route(
         (&Method::GET, "/sdk/vimServiceVersions.xml") => {
             text(StatusCode::OK, "text/xml", soap::VERSIONS.to_owned())
         }
+        (_, path) if path == "/folder" || path.starts_with("/folder/") => {
+            folder::serve(sim, endpoint, &request.into_parts().0).await
+        }
+        (&Method::GET, path) if path.starts_with("/nfc/") => nfc::serve(sim, path).await,
         (&Method::GET, "") => {
             text(StatusCode::OK, "text/plain", "A vCenter simulated by gantry-sim\n".into())
         }

@@ -17,8 +17,15 @@ mod session;
 mod collect;
 mod views;
 mod search;
+mod create;
+mod power;
+mod reconfigure;
+mod snapshots;
+mod lease;
+mod files;
+mod managers;
 
-pub use session::forget;
+pub use session::{expire, forget};
 
 /// A method's parameters that are set.
 #[derive(Debug, Clone, Default)]
@@ -147,7 +154,7 @@ pub async fn invoke(sim: Arc<Sim>, mut origin: Origin, request: Request) -> Resu
     };
     let arguments = arguments(method, &request)?;
     let call = Call { sim, origin, this, method: method.name, arguments };
-    let mut reply = dispatch(&call).await?;
+    let mut reply = dispatch(call).await?;
     reply.returns = method.returns;
     Ok(reply)
 }
@@ -161,14 +168,19 @@ fn arguments(method: &'static Method, request: &Request) -> Result<Arguments, Fa
     Ok(arguments)
 }
 
-async fn dispatch(call: &Call) -> Result<Reply, Fault> {
+async fn dispatch(call: Call) -> Result<Reply, Fault> {
     let value = match call.method {
         "Login" => {
-            let (value, cookie) = session::login(call)?;
+            let (value, cookie) = session::login(&call)?;
+            managers::note(&call, "UserLoginSessionEvent", None, "A user logged in".into());
             return Ok(Reply { value, cookie: Some(cookie), returns: None });
         }
-        "WaitForUpdates" | "WaitForUpdatesEx" | "CheckForUpdates" => collect::wait(call).await?,
-        _ => immediate(call)?,
+        "WaitForUpdates" | "WaitForUpdatesEx" | "CheckForUpdates" => collect::wait(&call).await?,
+        _ => {
+            // Large inventories and the disk engine take their time: not on the network's threads.
+            let done = tokio::task::spawn_blocking(move || immediate(&call)).await;
+            done.unwrap_or_else(|_| Err(Fault::system_error()))?
+        }
     };
     Ok(Reply { value, cookie: None, returns: None })
 }
@@ -201,6 +213,54 @@ fn immediate(call: &Call) -> Result<Value, Fault> {
         | "FindByIp"
         | "FindChild"
         | "FindByDatastorePath" => search::invoke(call),
+        _ => change(call),
+    }
+}
+
+/// The methods that change machines and datastores.
+fn change(call: &Call) -> Result<Value, Fault> {
+    match call.method {
+        "ReconfigVM_Task" => reconfigure::invoke(call),
+        "PowerOnVM_Task"
+        | "PowerOffVM_Task"
+        | "SuspendVM_Task"
+        | "MarkAsTemplate"
+        | "MarkAsVirtualMachine"
+        | "UnregisterVM"
+        | "Destroy_Task" => power::invoke(call),
+        "QueryChangedDiskAreas" => snapshots::changed_areas(call),
+        "CreateSnapshot_Task"
+        | "CreateSnapshotEx_Task"
+        | "RemoveSnapshot_Task"
+        | "RemoveAllSnapshots_Task"
+        | "RevertToSnapshot_Task"
+        | "RevertToCurrentSnapshot_Task"
+        | "ConsolidateVMDisks_Task"
+        | "RenameSnapshot" => snapshots::invoke(call),
+        "CreateFolder" | "CreateVM_Task" | "RegisterVM_Task" | "Rename_Task" => {
+            create::invoke(call)
+        }
+        "ExportVm"
+        | "ExportSnapshot"
+        | "HttpNfcLeaseProgress"
+        | "HttpNfcLeaseComplete"
+        | "HttpNfcLeaseAbort"
+        | "HttpNfcLeaseGetManifest" => lease::invoke(call),
+        "MakeDirectory"
+        | "CreateVirtualDisk_Task"
+        | "DeleteVirtualDisk_Task"
+        | "DeleteDatastoreFile_Task"
+        | "QueryVirtualDiskUuid" => files::invoke(call),
+        "QueryEvents"
+        | "AddCustomFieldDef"
+        | "RemoveCustomFieldDef"
+        | "SetField"
+        | "setCustomValue"
+        | "HasPrivilegeOnEntities"
+        | "HasUserPrivilegeOnEntities"
+        | "HasPrivilegeOnEntity"
+        | "QueryOptions"
+        | "FindExtension" => managers::invoke(call),
         other => Err(Fault::not_supported(format!("The simulator does not do {other}."))),
     }
 }

@@ -74,7 +74,7 @@ fn ticket(call: &Call, endpoint: &mut Endpoint) -> Result<Value, Fault> {
 }
 
 /// Ends sessions that were idle for too long.
-pub(super) fn expire(state: &mut State, options: &Options) {
+pub fn expire(state: &mut State, options: &Options) {
     for endpoint in &mut state.endpoints {
         for session in endpoint.sessions.expire(options.session_idle) {
             forget(endpoint, Some(session));

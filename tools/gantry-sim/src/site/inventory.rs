@@ -499,6 +499,7 @@ fn new_disk(entry: &MachineEntry, at: usize, disk: &DiskEntry, store: &str) -> R
         thin: disk.thin,
         shared: disk.shared,
         attached: false,
+        storage: None,
     })
 }
 

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use crate::storage::{DiskId, SnapshotId};
+
 /// A machine's power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
@@ -83,6 +85,8 @@ pub struct Disk {
     pub shared: bool,
     /// Whether it is another machine's disk, attached for reading (hot-add).
     pub attached: bool,
+    /// What the disk engine calls it; raw devices are not there.
+    pub storage: Option<DiskId>,
 }
 
 impl Disk {
@@ -129,6 +133,8 @@ pub struct Snapshot {
     pub disks: Vec<Disk>,
     /// Whether change tracking was on.
     pub cbt: bool,
+    /// What the disk engine calls it; absent when it holds no disk.
+    pub storage: Option<SnapshotId>,
 }
 
 /// A virtual machine or template.
@@ -221,6 +227,19 @@ impl Machine {
     #[must_use]
     pub fn disk(&self, key: i32) -> Option<&Disk> {
         self.disks.iter().find(|disk| disk.key == key)
+    }
+
+    /// The engine's numbers of the disks that are its own.
+    #[must_use]
+    pub fn own_disks(&self) -> Vec<DiskId> {
+        let own = self.disks.iter().filter(|disk| !disk.attached);
+        own.filter_map(|disk| disk.storage).collect()
+    }
+
+    /// The engine's numbers of its snapshots.
+    #[must_use]
+    pub fn own_snapshots(&self) -> Vec<SnapshotId> {
+        self.snapshots.iter().filter_map(|snapshot| snapshot.storage).collect()
     }
 
     /// Notes a change of the configuration.

@@ -15,7 +15,7 @@ mod project_machine;
 mod devices;
 
 pub use machine::{Disk, Machine, Power, Snapshot};
-pub use project_machine::delta_file_name;
+pub use project_machine::{change_version, hardware_number};
 
 /// A thing of the site, independent of how an endpoint calls it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

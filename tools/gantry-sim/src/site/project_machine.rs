@@ -9,12 +9,6 @@ use super::{Site, Subject, Tree};
 use crate::schema::{Ref, Value, list, object, reference};
 use crate::sim::{Endpoint, Kind};
 
-/// The descriptor of a disk's next delta link.
-#[must_use]
-pub fn delta_file_name(base: &str, number: u32) -> String {
-    format!("{}-{number:06}.vmdk", base.strip_suffix(".vmdk").unwrap_or(base))
-}
-
 /// All machines that the endpoint sees; those it no longer sees go.
 pub(super) fn machines(endpoint: &mut Endpoint, site: &Site) {
     let gone: Vec<Subject> = endpoint.tied().filter(|s| is_gone(endpoint, site, s)).collect();
@@ -184,7 +178,7 @@ fn config(endpoint: &Endpoint, site: &Site, machine: &Machine, disks: &[Disk], c
     object(
         "VirtualMachineConfigInfo",
         [
-            ("changeVersion", version_text(machine).into()),
+            ("changeVersion", change_version(machine).into()),
             ("modified", machine.modified.into()),
             ("name", (&machine.name).into()),
             ("guestFullName", guest_name(machine).into()),
@@ -213,8 +207,10 @@ fn config(endpoint: &Endpoint, site: &Site, machine: &Machine, disks: &[Disk], c
     )
 }
 
-fn version_text(machine: &Machine) -> String {
-    format!("{:.6}", machine.modified)
+/// What changes whenever the configuration does.
+#[must_use]
+pub fn change_version(machine: &Machine) -> String {
+    format!("{:.6}-{}", machine.modified, machine.change_version)
 }
 
 fn runtime(endpoint: &Endpoint, machine: &Machine) -> Value {
