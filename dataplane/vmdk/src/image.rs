@@ -17,7 +17,7 @@ use crate::image::cursor::{Cursor, Piece};
 use crate::limits::DATA_RUN_BYTES_MAX;
 use crate::link::{Body, Link, Opener};
 use crate::source_file::{FileState, SourceFile};
-use crate::sparse::{Purpose, State};
+use crate::sparse::{Purpose, Scratch, State};
 use crate::tables::TableCache;
 
 /// How an image is opened. [`OpenOptions::default`] stays within the image's own folder.
@@ -146,19 +146,26 @@ impl Image {
             return Err(VmdkError::OutOfRange { path, offset, length, size_bytes });
         }
         let mut cursor = Cursor::new(self.links.len(), Purpose::Read);
+        let mut scratch = None;
         let mut done = 0;
         while done < buffer.len() {
             let at = offset + done as u64;
             let piece = cursor.piece(&self.links, &self.tables, at, offset + length)?;
             let part = &mut buffer[done..done + (piece.end - at) as usize];
-            self.read_piece(&piece, at, part)?;
+            self.read_piece(&piece, at, part, &mut scratch)?;
             done += part.len();
         }
         Ok(())
     }
 
     /// Reads the bytes from `at` on, which are all of `piece`.
-    fn read_piece(&self, piece: &Piece, at: u64, part: &mut [u8]) -> Result<(), VmdkError> {
+    fn read_piece(
+        &self,
+        piece: &Piece,
+        at: u64,
+        part: &mut [u8],
+        scratch: &mut Option<Scratch>,
+    ) -> Result<(), VmdkError> {
         let within = at - piece.start;
         match (&self.links[piece.link].extents[piece.extent].body, piece.state) {
             (_, State::Unallocated | State::Zero) => {
@@ -173,7 +180,8 @@ impl Image {
             }
             (Body::Sparse(sparse), State::Deflated(place)) => {
                 let start = piece.start - self.links[piece.link].extents[piece.extent].start;
-                let plain = sparse.inflate(place, start)?;
+                let scratch = scratch.get_or_insert_with(Scratch::new);
+                let plain = sparse.inflate(place, start, scratch)?;
                 let within = within as usize;
                 part.copy_from_slice(&plain[within..within + part.len()]);
                 Ok(())

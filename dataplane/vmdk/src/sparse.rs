@@ -208,8 +208,14 @@ impl SparseExtent {
         }
     }
 
-    /// Inflates the grain behind the marker at `place`, which holds the extent's bytes from `start`.
-    pub(crate) fn inflate(&self, place: u64, start: u64) -> Result<Vec<u8>, VmdkError> {
+    /// Inflates the grain behind the marker at `place`, which holds the extent's bytes from `start`,
+    /// and gives all of it.
+    pub(crate) fn inflate<'a>(
+        &self,
+        place: u64,
+        start: u64,
+        scratch: &'a mut Scratch,
+    ) -> Result<&'a [u8], VmdkError> {
         let grain_bytes = self.geometry.grain * SECTOR_BYTES;
         let damaged = |why: String| VmdkError::Damaged {
             path: self.file.path().to_owned(),
@@ -228,13 +234,27 @@ impl SparseExtent {
                 "{deflated_bytes} deflated bytes are not within 1 and {max}"
             )));
         }
-        let mut deflated = vec![0; deflated_bytes as usize];
-        self.file.read_exact_at(place + MARKER_BYTES as u64, &mut deflated, "a grain")?;
-        let mut plain = vec![0; grain_bytes as usize];
+        let Scratch { inflater, deflated, plain } = scratch;
+        deflated.resize(deflated_bytes as usize, 0);
+        self.file.read_exact_at(place + MARKER_BYTES as u64, deflated, "a grain")?;
+        plain.resize(grain_bytes as usize, 0);
         let left = self.geometry.capacity * SECTOR_BYTES - start;
-        let made = Inflater::new().inflate(&deflated, &mut plain).map_err(damaged)?;
+        let made = inflater.inflate(deflated, plain).map_err(damaged)?;
         grain::check_length(made, grain_bytes, left).map_err(damaged)?;
         Ok(plain)
+    }
+}
+
+/// What inflating needs, kept from one grain to the next.
+pub(crate) struct Scratch {
+    inflater: Inflater,
+    deflated: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Scratch {
+        Scratch { inflater: Inflater::new(), deflated: Vec::new(), plain: Vec::new() }
     }
 }
 
