@@ -12,8 +12,9 @@ fn stream(size_bytes: u64, grains: &[u64]) -> Vec<u8> {
     let options = WriterOptions { level: 6, ..WriterOptions::new(size_bytes) };
     let mut writer = Writer::new(Vec::new(), &options).expect("a writer");
     for &grain in grains {
-        let data = vec![grain as u8 + 1; GRAIN];
-        writer.write(grain * GRAIN as u64, &data).expect("a grain");
+        let offset = grain * GRAIN as u64;
+        let data = vec![grain as u8 + 1; GRAIN.min((size_bytes - offset) as usize)];
+        writer.write(offset, &data).expect("a grain");
     }
     writer.finish().expect("the end")
 }
@@ -120,6 +121,25 @@ fn a_bomb_inflates_to_one_grain_at_most() {
     huge[HEADER + 8..HEADER + 12].copy_from_slice(&u32::MAX.to_le_bytes());
     let error = parse(&huge).expect_err("a length").to_string();
     assert!(error.contains("4294967295 deflated bytes"), "{error}");
+}
+
+#[test]
+fn a_short_grain_is_an_error_but_at_the_disks_end() {
+    let short = |grain: u64, length: usize| {
+        let mut writer = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+        io::Write::write_all(&mut writer, &vec![grain as u8 + 1; length]).expect("data");
+        let deflated = writer.finish().expect("data");
+        let mut bytes = stream(3 * GRAIN as u64 - 512, &[grain]);
+        bytes[HEADER + 8..HEADER + 12].copy_from_slice(&(deflated.len() as u32).to_le_bytes());
+        bytes[HEADER + 12..HEADER + 512].fill(0);
+        bytes[HEADER + 12..HEADER + 12 + deflated.len()].copy_from_slice(&deflated);
+        parse(&bytes)
+    };
+    assert_eq!(short(2, GRAIN - 512).expect("the last grain"), [2 << 16]);
+    for (grain, length) in [(2, GRAIN - 513), (1, GRAIN - 512), (0, 0)] {
+        let error = short(grain, length).expect_err("a short grain").to_string();
+        assert!(error.contains("where the disk has"), "{error}");
+    }
 }
 
 #[test]

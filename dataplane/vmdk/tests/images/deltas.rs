@@ -118,7 +118,8 @@ pub fn se_sparse(sectors: u64, cells: &[Cell], random: &mut fastrand::Rng) -> Ve
     file.put(0, &bytes(&header));
     file.put(volatile, &bytes(&[0xcafe_cafe, 0, 1, 0]));
     let mut entries = vec![0_u64; tables];
-    let mut places = shuffled(random, grains).into_iter();
+    // More places than grains, so that numbers need both parts of an entry.
+    let mut places = shuffled(random, grains + 5000).into_iter();
     for (number, table) in shuffled(random, tables).into_iter().enumerate() {
         let part = &cells[table * 4096..cells.len().min((table + 1) * 4096)];
         if part.iter().all(|cell| *cell == Cell::Parent) && random.bool() {

@@ -78,3 +78,23 @@ fn many_threads_read_one_image() {
         }
     });
 }
+
+#[test]
+fn holes_of_flat_files_are_left_out_of_the_map() {
+    let folder = folder();
+    let file = File::create(folder.path().join("d-flat.vmdk")).expect("a file");
+    file.set_len(64 << 20).expect("its length");
+    for place in [1_u64 << 20, 40 << 20] {
+        file.write_all_at(&[1; 65_536], place).expect("data");
+    }
+    // The first MiB of the file is not the disk's.
+    let extent = "RW 129024 FLAT \"d-flat.vmdk\" 2048";
+    descriptor(folder.path(), "d.vmdk", "monolithicFlat", (1, None), extent);
+    let image = open(&folder.path().join("d.vmdk"));
+    assert_eq!(image.next_data(0).expect("the map"), Some((0, 65_536)));
+    let second = (39 << 20, (39 << 20) + 65_536);
+    assert_eq!(image.next_data(65_536).expect("the map"), Some(second));
+    assert_eq!(image.next_data(second.0 + 1).expect("the map"), Some((second.0 + 1, second.1)));
+    assert_eq!(image.next_data(second.1).expect("the map"), None);
+    assert_eq!(image.next_data(u64::MAX).expect("the map"), None);
+}

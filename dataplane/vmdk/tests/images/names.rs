@@ -198,3 +198,61 @@ fn a_change_is_noticed_in_any_file_and_by_name() {
     std::fs::remove_file(path("base-flat.vmdk")).expect("a removal");
     assert!(image.changed_since_open().expect("its files").is_some());
 }
+
+#[test]
+fn deltas_in_use_or_of_another_size_are_refused() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name);
+    let mut random = fastrand::Rng::with_seed(1);
+    let cells = vec![crate::deltas::Cell::Parent; 4];
+    let clean = crate::deltas::se_sparse(32, &cells, &mut random);
+    let refused = |bytes: &[u8], text: &str| {
+        std::fs::write(path("d-sesparse.vmdk"), bytes).expect("a delta");
+        descriptor(
+            folder.path(),
+            "d.vmdk",
+            "seSparse",
+            NO_PARENT,
+            "RW 32 SESPARSE \"d-sesparse.vmdk\"",
+        );
+        match Image::open(&path("d.vmdk"), &OpenOptions::default()) {
+            Ok(_) => assert_eq!(text, ""),
+            Err(error) => assert!(!text.is_empty() && error.to_string().contains(text), "{error}"),
+        }
+    };
+    refused(&clean, "");
+    for (at, value, text) in [
+        (512 + 24, 1, "journal has not been replayed"),
+        (512, 0, "cafecafe"),
+        (5 * 8, 1, "flags that are not known"),
+        (400, 1, "goes on where none is known"),
+        (2 * 8, 24, "24 sectors, where"),
+        (3 * 8, 16, "not known"),
+        (16 * 8, 1 << 40, "its grain directory"),
+    ] {
+        let mut bytes = clean.clone();
+        bytes[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
+        refused(&bytes, text);
+    }
+}
+
+#[test]
+fn a_compressed_grain_must_be_the_one_that_its_table_means() {
+    let folder = folder();
+    let mut data = vec![1; 65_536];
+    data.resize(131_072, 2);
+    std::fs::write(folder.path().join("d.raw"), data).expect("data");
+    let option = "subformat=streamOptimized";
+    crate::tool::convert(folder.path(), &["-O", "vmdk", "-o", option], "d.raw", "d.vmdk");
+    let path = folder.path().join("d.vmdk");
+    let mut bytes = std::fs::read(&path).expect("an image");
+    let sector = |bytes: &[u8], at: usize| {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize
+    };
+    let table = sector(&bytes, sector(&bytes, 56) * 512) * 512;
+    let (first, second) = bytes[table..table + 8].split_at_mut(4);
+    first.swap_with_slice(second);
+    std::fs::write(&path, bytes).expect("an image");
+    let error = open(&path).read_at(0, &mut [0; 512]).expect_err("another grain");
+    assert!(error.to_string().contains("its marker is of sector 128"), "{error}");
+}
