@@ -2,8 +2,8 @@
 //!
 //! In: a name as a descriptor has it. Out: a [`Place`], and an open [`SourceFile`] of it.
 //! Invariants: a file is opened with O_RDONLY and is a regular file; unless the options allow it,
-//! the kernel itself refuses (openat2, RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS) whatever would
-//! leave the folder, by `..`, by an absolute name or by a symbolic link, also if it changes meanwhile.
+//! the kernel itself refuses (openat2 with RESOLVE_BENEATH) whatever would leave the folder, by `..`,
+//! by an absolute name or by a symbolic link, also if it changes meanwhile.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -40,7 +40,7 @@ pub(crate) struct Datastore {
     /// The first is the one of the image; the others those of mapped volumes.
     roots: Vec<Root>,
     volumes: HashMap<String, usize>,
-    follow_symlinks: bool,
+    leave_root: bool,
 }
 
 impl Datastore {
@@ -48,7 +48,7 @@ impl Datastore {
     pub(crate) fn open(
         root: &Path,
         volumes: &[(String, PathBuf)],
-        follow_symlinks: bool,
+        leave_root: bool,
     ) -> Result<Datastore, VmdkError> {
         let mut roots = vec![open_root(root)?];
         let mut by_name = HashMap::new();
@@ -56,7 +56,7 @@ impl Datastore {
             by_name.insert(name.clone(), roots.len());
             roots.push(open_root(path)?);
         }
-        Ok(Datastore { roots, volumes: by_name, follow_symlinks })
+        Ok(Datastore { roots, volumes: by_name, leave_root })
     }
 
     /// The place of the image itself, which the caller names by a path of this machine.
@@ -138,11 +138,10 @@ impl Datastore {
     pub(crate) fn open_at(&self, place: &Place) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let folder = &self.roots[place.root].folder;
-        if self.follow_symlinks {
+        if self.leave_root {
             return rustix::fs::openat(folder, &place.relative, flags, Mode::empty());
         }
-        let resolve =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         rustix::fs::openat2(folder, &place.relative, flags, Mode::empty(), resolve)
     }
 

@@ -28,9 +28,9 @@ pub struct OpenOptions {
     /// Volumes by id or label, as they stand behind `/vmfs/volumes/`, and where they are mounted.
     /// A name on any other volume is looked for in the folder of the file that has the name.
     pub volumes: Vec<(String, PathBuf)>,
-    /// Follow symbolic links, and names that leave the folder. Only where nobody else can put
-    /// files there.
-    pub follow_symlinks: bool,
+    /// Follow symbolic links and relative names also where they leave the folder. Only where nobody
+    /// else can put files there.
+    pub leave_root: bool,
     /// Open a delta's data without its descriptor, with zeros for what its parent has.
     pub bare_delta: bool,
     /// Bytes of grain tables that are kept.
@@ -42,7 +42,7 @@ impl Default for OpenOptions {
         OpenOptions {
             root: None,
             volumes: Vec::new(),
-            follow_symlinks: false,
+            leave_root: false,
             bare_delta: false,
             table_cache_bytes: 8 << 20,
         }
@@ -87,7 +87,7 @@ impl Image {
             Some(root) => (root.clone(), path.to_owned()),
             None => folder_of(path),
         };
-        let datastore = Datastore::open(&folder, &options.volumes, options.follow_symlinks)?;
+        let datastore = Datastore::open(&folder, &options.volumes, options.leave_root)?;
         let place = datastore.image(&path)?;
         let bare_delta = options.bare_delta;
         let mut opener = Opener { datastore, bare_delta, files: Vec::new() };

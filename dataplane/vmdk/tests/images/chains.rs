@@ -92,7 +92,7 @@ fn cowd_deltas_read_as_qemu_reads_them() {
         let mut random = fastrand::Rng::with_seed(seed as u64);
         let mut disk = flat_base(folder.path(), sectors * 512, &mut random);
         let mut parent = "vm.vmdk".to_owned();
-        for level in 1..=3_u32 {
+        for level in 1..=if sectors > 100_000 { 1 } else { 3_u32 } {
             let cells = cells(sectors.div_ceil(grain), grain * 512, false, &mut random);
             let (name, data) = (format!("vm-{level:06}.vmdk"), format!("vm-{level:06}-delta.vmdk"));
             let bytes = cowd(sectors as u32, grain as u32, &cells, &mut random);
