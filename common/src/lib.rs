@@ -12,5 +12,6 @@ pub mod failure;
 pub mod secret;
 pub mod source;
 pub mod wire;
+pub mod work;
 pub mod manage;
 pub mod session;

@@ -8,12 +8,21 @@
 //! * [`broker`]: the inventory of a vCenter, selection, a machine's configuration.
 //! * [`snapshots`]: what can be snapshotted.
 //! * [`transport`]: which transport modes can reach a frozen disk, and why not the others.
+//! * [`hotadd`]: a frozen disk attached to the proxy VM, and detached again.
 //! * [`ledger`]: what a session leaves behind in vSphere until it is undone.
+//! * [`mover`]: the data mover as a child process.
+//! * [`probe`]: what a vCenter says about itself, read-only.
+//! * [`config`], [`cli`]: the command `gantry`.
 //! * [`limits`]: every bound of what talks to vSphere.
 
 pub mod limits;
 pub mod vcenter;
 pub mod broker;
 pub mod snapshots;
-pub mod ledger;
 pub mod transport;
+pub mod hotadd;
+pub mod ledger;
+pub mod mover;
+pub mod probe;
+pub mod config;
+pub mod cli;

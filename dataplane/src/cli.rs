@@ -21,6 +21,7 @@ mod repo;
 mod restore;
 mod stat;
 mod verify;
+mod work;
 
 use crate::connect::{Connector, Credentials, LocalRepository, RepositoryAddress};
 use crate::serve;
@@ -44,6 +45,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
 fn carry_out(command: Command) -> Result<(), Failure> {
     match command {
         Command::Backup(arguments) => backup::run(*arguments),
+        Command::Work => work::run(),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::Repo { command } => repo::run(command),
         Command::Point { command } => point::run(command),

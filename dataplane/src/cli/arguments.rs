@@ -36,6 +36,9 @@ pub struct Arguments {
 pub enum Command {
     /// Back up one or more disks (image files, block devices) as one restore point.
     Backup(Box<BackupArguments>),
+    /// Back up as a control plane on this host says: reads the work (JSON) from standard input,
+    /// writes progress and result as JSON lines. For `gantry`; a person wants `backup`.
+    Work,
     /// Bring a disk of a restore point back.
     Restore(RestoreArguments),
     /// Look after a repository: init, list, show, verify, gc, repair, stat, rebuild-index.

@@ -181,11 +181,13 @@ pub(super) fn as_json(point: &PointSummary) -> Value {
             json!({
                 "identity": disk.identity, "label": disk.label, "size_bytes": disk.size_bytes,
                 "block_size": disk.block_size.bytes(), "totals": disk.totals,
+                "change_id": disk.change_id,
             })
         })
         .collect();
     json!({
         "point": point.point.to_string(), "name": point.name, "created": when(point.created_ms),
+        "created_ms": point.created_ms,
         "parent": point.parent.map(|parent| parent.to_string()), "flags": point.flags.names(),
         "deleted": point.is_deleted, "disks": disks,
     })

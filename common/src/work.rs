@@ -1,0 +1,142 @@
+//! What a control plane tells a source mover that it has started, and what it hears back.
+//!
+//! In: one line of JSON ([`BackupWork`]) on the mover's standard input, which stays open as long as
+//! the work is wanted. Out: [`WorkReport`]s, one
+//! JSON object a line, on its standard output; the last is [`WorkReport::Done`] or
+//! [`WorkReport::Failed`]. Secrets (session cookies) are part of it, which is why it is neither an
+//! argument nor a file. Invariant: plain data, bounded by [`WORK_BYTES_MAX`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::extents::Extent;
+use crate::failure::Failure;
+use crate::manage::Retention;
+use crate::source::SourceSpec;
+use crate::units::{BlockSize, Compression};
+
+/// Bytes of a work document: some million changed extents.
+pub const WORK_BYTES_MAX: u64 = 256 << 20;
+
+/// Where the repository is, and how the mover is let in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepositoryAccess {
+    /// A folder, or `gantry://HOST:PORT`.
+    pub address: String,
+    /// The mover's identity file.
+    pub identity: Option<PathBuf>,
+    /// File with the repository mover's pin or certificate.
+    pub peer: Option<PathBuf>,
+}
+
+/// One disk of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskWork {
+    /// Where it is read from.
+    pub source: SourceSpec,
+    /// Identity that stays when the disk moves: vCenter instance, VM instance UUID, disk UUID.
+    pub identity: String,
+    /// Changed extents since the base point.
+    #[serde(default)]
+    pub changed_extents: Option<Vec<Extent>>,
+    /// All that is allocated: what lies outside reads as zeros.
+    #[serde(default)]
+    pub allocated_extents: Option<Vec<Extent>>,
+    /// CBT change id of the snapshot.
+    #[serde(default)]
+    pub change_id: Option<String>,
+}
+
+/// One backup of one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupWork {
+    /// Name under which the point is kept.
+    pub name: String,
+    /// Where to.
+    pub repository: RepositoryAccess,
+    /// Every disk.
+    pub disks: Vec<DiskWork>,
+    /// Identity of the frozen state: the snapshot's.
+    pub snapshot: String,
+    /// The point that changed extents refer to, in hexadecimal.
+    #[serde(default)]
+    pub base: Option<String>,
+    /// Read everything, whatever the base.
+    #[serde(default)]
+    pub full: bool,
+    /// CBT audit: of a million blocks called unchanged, how many are compared.
+    #[serde(default)]
+    pub audit_per_million: Option<u32>,
+    /// The VM's configuration, kept in the point.
+    #[serde(default)]
+    pub vm_config: String,
+    /// What the repository keeps.
+    #[serde(default)]
+    pub retention: Option<Retention>,
+    /// Block size.
+    #[serde(default)]
+    pub block_size: BlockSize,
+    /// Compression.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Limit of the rate on the wire, bytes a second.
+    #[serde(default)]
+    pub rate: Option<u64>,
+    /// Workers; default: one a core.
+    #[serde(default)]
+    pub workers: Option<usize>,
+    /// Disks at a time.
+    #[serde(default = "tasks_default")]
+    pub tasks: usize,
+    /// Seconds to go on reconnecting to the repository.
+    #[serde(default = "reconnect_default")]
+    pub reconnect_seconds: u64,
+}
+
+fn tasks_default() -> usize {
+    4
+}
+
+fn reconnect_default() -> u64 {
+    300
+}
+
+/// Live numbers of one disk, in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskProgress {
+    /// Name for a person.
+    pub label: String,
+    /// Done of what must be read.
+    pub done_bytes: u64,
+    /// What must be read, as far as is known.
+    pub todo_bytes: u64,
+    /// Read from the source.
+    pub read_bytes: u64,
+    /// Sent, compressed.
+    pub sent_bytes: u64,
+}
+
+/// What a mover says about its work; `R` is the mover's whole report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkReport<R> {
+    /// Every second.
+    Progress {
+        /// Each disk.
+        disks: Vec<DiskProgress>,
+    },
+    /// The point is committed.
+    Done {
+        /// As `gantry-mover backup --json` prints it.
+        report: R,
+    },
+    /// Nothing was committed.
+    Failed {
+        /// Why.
+        failure: Failure,
+    },
+}

@@ -1,0 +1,434 @@
+//! `gantry vcenter probe`: what a vCenter or ESXi says about itself and its machines, read-only.
+//!
+//! In: a client. Out: a [`ProbeReport`] that an administrator can read and send: versions,
+//! privileges, every disk with what stands against snapshots and CBT, which transport modes would
+//! work, and a measured read speed. Nothing is changed: no snapshot, no setting. What cannot be
+//! asked is a note, not an error: half a report from a real vCenter is worth more than none.
+
+use std::time::{Duration, Instant};
+
+use gantry_http::{Request, header};
+use serde::Serialize;
+
+use crate::transport::{FrozenBacking, FrozenDisk, Need, ProxyFacts, roads};
+use crate::vcenter::property::{ObjectContent, Properties, Start};
+use crate::vcenter::{Element, MoRef, VCenter, VimError};
+
+/// Privileges that a backup uses, on the root folder.
+const PRIVILEGES: [&str; 14] = [
+    "VirtualMachine.State.CreateSnapshot",
+    "VirtualMachine.State.RemoveSnapshot",
+    "VirtualMachine.Config.ChangeTracking",
+    "VirtualMachine.Config.DiskLease",
+    "VirtualMachine.Config.AddExistingDisk",
+    "VirtualMachine.Config.RemoveDisk",
+    "VirtualMachine.Provisioning.DiskRandomRead",
+    "VirtualMachine.Provisioning.GetVmFiles",
+    "VirtualMachine.Inventory.Register",
+    "VApp.Export",
+    "Datastore.Browse",
+    "Datastore.FileManagement",
+    "Global.DisableMethods",
+    "Sessions.ValidateSession",
+];
+const VM_PATHS: [&str; 11] = [
+    "name",
+    "config.instanceUuid",
+    "config.version",
+    "config.template",
+    "config.guestFullName",
+    "config.changeTrackingEnabled",
+    "capability.changeTrackingSupported",
+    "runtime.powerState",
+    "runtime.consolidationNeeded",
+    "snapshot",
+    "config.hardware.device",
+];
+/// Bytes read to measure, and the size of one request.
+const MEASURE_BYTES: u64 = 64 << 20;
+const MEASURE_CHUNK: u64 = 1 << 20;
+const MEASURE_AT_MOST: Duration = Duration::from_secs(20);
+/// Machines in a report.
+const MACHINES_MAX: usize = 5_000;
+
+/// The report.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProbeReport {
+    /// `host:port`.
+    pub endpoint: String,
+    /// Product name with version and build.
+    pub product: String,
+    /// API version.
+    pub api_version: String,
+    /// A vCenter, as opposed to an ESXi host.
+    pub is_vcenter: bool,
+    /// Instance UUID of a vCenter.
+    pub instance_uuid: Option<String>,
+    /// Privileges on the root folder; nothing where they cannot be asked.
+    pub privileges: Vec<Privilege>,
+    /// Each machine.
+    pub machines: Vec<Machine>,
+    /// Measured read of a flat disk through `/folder`, if one could be read.
+    pub https_read: Option<Measured>,
+    /// What could not be found out, and why.
+    pub notes: Vec<String>,
+    /// What of this is only known from simulators.
+    pub support: &'static str,
+}
+
+/// A privilege.
+#[derive(Debug, Clone, Serialize)]
+pub struct Privilege {
+    /// Its id.
+    pub name: &'static str,
+    /// Whether the user has it.
+    pub granted: bool,
+}
+
+/// A virtual machine.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// Name.
+    pub name: String,
+    /// Reference.
+    pub moref: String,
+    /// Hardware version, such as `vmx-19`.
+    pub hardware: Option<String>,
+    /// Guest system.
+    pub guest: Option<String>,
+    /// It is a template.
+    pub is_template: bool,
+    /// `poweredOn`, …
+    pub power: Option<String>,
+    /// Snapshots it has.
+    pub snapshots: usize,
+    /// Delta files wait to be merged.
+    pub consolidation_needed: bool,
+    /// CBT is on.
+    pub cbt_enabled: bool,
+    /// CBT is supported by the host, if it says so.
+    pub cbt_supported: Option<bool>,
+    /// Its disks.
+    pub disks: Vec<ProbedDisk>,
+}
+
+/// A disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProbedDisk {
+    /// Label.
+    pub label: String,
+    /// Device key.
+    pub key: i32,
+    /// Bytes.
+    pub capacity_bytes: u64,
+    /// UUID, if vSphere says one.
+    pub uuid: Option<String>,
+    /// Backing file.
+    pub file: String,
+    /// Kind of backing.
+    pub backing: String,
+    /// Disk mode.
+    pub mode: String,
+    /// Change id, if CBT is on.
+    pub change_id: Option<String>,
+    /// Why it cannot be snapshotted, if so.
+    pub refused: Option<&'static str>,
+    /// Transport modes that would work for a full of it, in order.
+    pub transports: Vec<String>,
+    /// Why the others would not.
+    pub not: Vec<String>,
+}
+
+/// A measured read.
+#[derive(Debug, Clone, Serialize)]
+pub struct Measured {
+    /// What was read.
+    pub file: String,
+    /// Bytes.
+    pub bytes: u64,
+    /// Seconds.
+    pub seconds: f64,
+}
+
+/// Asks everything.
+///
+/// # Errors
+/// Only if the endpoint cannot be reached, refuses the log-in, or does not list its machines.
+pub async fn probe(vcenter: &VCenter, proxy: &ProxyFacts) -> Result<ProbeReport, VimError> {
+    let content = vcenter.content().await?.clone();
+    let mut notes = Vec::new();
+    let privileges = match vcenter.has_privileges(&content.root_folder, &PRIVILEGES).await {
+        Ok(granted) => PRIVILEGES
+            .into_iter()
+            .zip(granted)
+            .map(|(name, granted)| Privilege { name, granted })
+            .collect(),
+        Err(error) => {
+            notes.push(format!("privileges: {error}"));
+            Vec::new()
+        }
+    };
+    let view = vcenter.container_view(None, &["VirtualMachine"]).await?;
+    let mut found: Vec<ObjectContent> = Vec::new();
+    let properties = [Properties { kind: "VirtualMachine", paths: &VM_PATHS }];
+    let listed = vcenter
+        .retrieve(&properties, &Start::View(&view), |machine| {
+            if found.len() < MACHINES_MAX {
+                found.push(machine);
+            }
+        })
+        .await;
+    if let Err(error) = vcenter.destroy_view(&view).await {
+        notes.push(format!("view: {error}"));
+    }
+    listed?;
+    if found.len() == MACHINES_MAX {
+        notes.push(format!("only the first {MACHINES_MAX} machines are listed"));
+    }
+    for machine in &found {
+        let name = machine.text("name").unwrap_or("?");
+        for (path, fault) in &machine.missing {
+            notes.push(format!("{name}: {path} cannot be read: {fault}"));
+        }
+    }
+    let machines: Vec<Machine> = found.iter().map(|content| machine(content, proxy)).collect();
+    let https_read = measure(vcenter, &found, &machines, &mut notes).await;
+    Ok(ProbeReport {
+        endpoint: vcenter.http().endpoint().to_string(),
+        product: format!("{} build {}", content.full_name, content.build),
+        api_version: content.api_version,
+        is_vcenter: content.is_vcenter,
+        instance_uuid: content.instance_uuid,
+        privileges,
+        machines,
+        https_read,
+        notes,
+        support: "Gantry's vSphere support is tested on simulators; please send this report",
+    })
+}
+
+fn machine(content: &ObjectContent, proxy: &ProxyFacts) -> Machine {
+    let text = |path: &str| content.text(path).map(str::to_owned);
+    let flag = |path: &str| content.get(path).and_then(Element::as_bool);
+    let devices = content.get("config.hardware.device");
+    let disks = devices.map(|devices| disks(devices, proxy)).unwrap_or_default();
+    Machine {
+        name: text("name").unwrap_or_default(),
+        moref: content.object.to_string(),
+        hardware: text("config.version"),
+        guest: text("config.guestFullName"),
+        is_template: flag("config.template").unwrap_or(false),
+        power: text("runtime.powerState"),
+        snapshots: content.get("snapshot").map_or(0, count_snapshots),
+        consolidation_needed: flag("runtime.consolidationNeeded").unwrap_or(false),
+        cbt_enabled: flag("config.changeTrackingEnabled").unwrap_or(false),
+        cbt_supported: flag("capability.changeTrackingSupported"),
+        disks,
+    }
+}
+
+fn count_snapshots(tree: &Element) -> usize {
+    let below = ["rootSnapshotList", "childSnapshotList"];
+    let children = tree.children.iter().filter(|child| below.contains(&&*child.name));
+    children.map(|child| 1 + count_snapshots(child)).sum()
+}
+
+fn disks(devices: &Element, proxy: &ProxyFacts) -> Vec<ProbedDisk> {
+    let key = |device: &Element| device.number_at::<i32>("key");
+    let of_kind =
+        |kind: &'static str| devices.children.iter().filter(move |device| device.kind() == kind);
+    let ide: Vec<i32> = of_kind("VirtualIDEController").filter_map(key).collect();
+    let shared: Vec<i32> = devices
+        .children
+        .iter()
+        .filter(|device| device.text_at("sharedBus").is_some_and(|bus| bus != "noSharing"))
+        .filter_map(key)
+        .collect();
+    of_kind("VirtualDisk")
+        .map(|disk| {
+            let controller = disk.number_at::<i32>("controllerKey").unwrap_or(-1);
+            let is = |list: &[i32]| list.contains(&controller);
+            probed(disk, is(&ide), is(&shared), proxy)
+        })
+        .collect()
+}
+
+fn probed(disk: &Element, is_ide: bool, is_shared: bool, proxy: &ProxyFacts) -> ProbedDisk {
+    let backing = disk.child("backing").cloned().unwrap_or_default();
+    let text = |path: &str| backing.text_at(path).map(str::to_owned);
+    let label = disk.text_at("deviceInfo.label").unwrap_or("disk").to_owned();
+    let file = text("fileName").unwrap_or_default();
+    let mode = text("diskMode").unwrap_or_default();
+    let capacity = disk.number_at("capacityInBytes");
+    let kib = || disk.number_at::<u64>("capacityInKB").unwrap_or(0).saturating_mul(1024);
+    let is_rdm = backing.kind().contains("RawDiskMapping");
+    let refused = match () {
+        () if mode.starts_with("independent") => Some("independent disk: snapshots leave it out"),
+        () if is_rdm && text("compatibilityMode").as_deref() == Some("physicalMode") => {
+            Some("physical RDM: cannot be snapshotted")
+        }
+        () if is_shared => Some("its controller shares its bus: cannot be snapshotted"),
+        () if text("sharing").as_deref() == Some("sharingMultiWriter") => {
+            Some("multi-writer disk: cannot be snapshotted")
+        }
+        () => None,
+    };
+    let frozen = FrozenDisk {
+        label: label.clone(),
+        datastore: datastore_of(&file).to_owned(),
+        backing: match backing.kind() {
+            "VirtualDiskFlatVer2BackingInfo" if backing.child("parent").is_none() => {
+                FrozenBacking::Flat
+            }
+            "VirtualDiskFlatVer2BackingInfo" | "VirtualDiskSeSparseBackingInfo" => {
+                FrozenBacking::Delta
+            }
+            _ => FrozenBacking::Other,
+        },
+        has_uuid: text("uuid").is_some(),
+        is_ide,
+    };
+    let judged = roads(&frozen, proxy, None, Need::Full);
+    ProbedDisk {
+        label,
+        key: disk.number_at("key").unwrap_or(0),
+        capacity_bytes: capacity.unwrap_or_else(kib),
+        uuid: text("uuid"),
+        backing: backing.kind().to_owned(),
+        change_id: text("changeId"),
+        file,
+        mode,
+        refused,
+        transports: judged.open.iter().map(|road| road.mode.to_string()).collect(),
+        not: judged.closed.iter().map(|road| format!("{}: {}", road.mode, road.reason)).collect(),
+    }
+}
+
+/// `[datastore] path` → `datastore`.
+fn datastore_of(file: &str) -> &str {
+    file.strip_prefix('[').and_then(|rest| rest.split_once(']')).map_or("", |(name, _)| name)
+}
+
+/// Reads from the flat file of a machine that is off: of one that runs, it is locked.
+async fn measure(
+    vcenter: &VCenter,
+    found: &[ObjectContent],
+    machines: &[Machine],
+    notes: &mut Vec<String>,
+) -> Option<Measured> {
+    let off = machines.iter().zip(found).filter(|(machine, _)| {
+        machine.power.as_deref() == Some("poweredOff") && machine.snapshots == 0
+    });
+    for (machine, content) in off.take(8) {
+        let flat = machine.disks.iter().find(|disk| disk.file.ends_with(".vmdk"));
+        let Some(disk) = flat else { continue };
+        let datacenter = datacenter_of(vcenter, &content.object).await;
+        let Some(path) = folder_path(&flat_name(&disk.file), datacenter.as_deref()) else {
+            continue;
+        };
+        match read_for_a_while(vcenter, &path, disk.capacity_bytes).await {
+            Ok((bytes, seconds)) => {
+                return Some(Measured { file: disk.file.clone(), bytes, seconds });
+            }
+            Err(what) => notes.push(format!("{}: reading {path}: {what}", machine.name)),
+        }
+    }
+    notes.push(
+        "read speed over https was not measured: no disk of a machine that is off could be read"
+            .to_owned(),
+    );
+    None
+}
+
+/// `[ds] vm/vm.vmdk` → `[ds] vm/vm-flat.vmdk`.
+pub fn flat_name(file: &str) -> String {
+    format!("{}-flat.vmdk", file.strip_suffix(".vmdk").unwrap_or(file))
+}
+
+/// Path and query of a datastore file in the datastore browser's address space.
+pub fn folder_path(file: &str, datacenter: Option<&str>) -> Option<String> {
+    let (datastore, path) = file.strip_prefix('[')?.split_once("] ")?;
+    let mut text = format!("/folder/{}?", encode(path, true));
+    if let Some(datacenter) = datacenter {
+        text.push_str(&format!("dcPath={}&", encode(datacenter, false)));
+    }
+    text.push_str(&format!("dsName={}", encode(datastore, false)));
+    Some(text)
+}
+
+/// Percent-encodes all but RFC 3986's unreserved characters (and slashes, where they separate).
+fn encode(text: &str, keep_slashes: bool) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        let plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        if plain || (keep_slashes && byte == b'/') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// The inventory path of the datacenter above an object: `/folder` wants it; nothing on a host.
+pub async fn datacenter_of(vcenter: &VCenter, object: &MoRef) -> Option<String> {
+    let mut at = object.clone();
+    let mut names: Vec<String> = Vec::new();
+    // Inventories are a few levels deep; a parent chain that does not end is not followed.
+    for _ in 0..64 {
+        let content = vcenter.properties_of(&at, "inventory", &["name", "parent"]).await.ok()?;
+        if at.kind.as_ref() == "Datacenter" || !names.is_empty() {
+            names.insert(0, content.text("name")?.to_owned());
+        }
+        match content.get("parent").and_then(Element::as_moref) {
+            Some(parent) => at = parent,
+            None => break,
+        }
+    }
+    // The root folder has no place in the path.
+    let below_root = names.get(1..)?;
+    (!below_root.is_empty()).then(|| below_root.join("/"))
+}
+
+async fn read_for_a_while(
+    vcenter: &VCenter,
+    path: &str,
+    capacity: u64,
+) -> Result<(u64, f64), String> {
+    let cookie = vcenter.session_cookie().await.map_err(|error| error.to_string())?;
+    let began = Instant::now();
+    let mut read = 0;
+    while read < MEASURE_BYTES.min(capacity) && began.elapsed() < MEASURE_AT_MOST {
+        let length = MEASURE_CHUNK.min(capacity - read);
+        let request = Request::get(path.to_owned())
+            .range(read, length)
+            .header(header::COOKIE, cookie.expose());
+        let answer = vcenter.http().send(&request).await.map_err(|error| error.to_string())?;
+        if answer.status().as_u16() != 206 {
+            return Err(format!("HTTP status {}", answer.status()));
+        }
+        let body = answer.body_bounded(length as usize).await.map_err(|error| error.to_string())?;
+        if body.len() as u64 != length {
+            return Err(format!("{} of {length} bytes came", body.len()));
+        }
+        read += length;
+    }
+    Ok((read, began.elapsed().as_secs_f64()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{datastore_of, flat_name, folder_path};
+
+    #[test]
+    fn datastore_paths_become_addresses() {
+        assert_eq!(datastore_of("[ds 1] a/b.vmdk"), "ds 1");
+        assert_eq!(flat_name("[ds] a/b.vmdk"), "[ds] a/b-flat.vmdk");
+        assert_eq!(
+            folder_path("[ds 1] a b/ü&c.vmdk", Some("DC/x")).as_deref(),
+            Some("/folder/a%20b/%C3%BC%26c.vmdk?dcPath=DC%2Fx&dsName=ds%201")
+        );
+        assert_eq!(folder_path("[ds] a.vmdk", None).as_deref(), Some("/folder/a.vmdk?dsName=ds"));
+        assert_eq!(folder_path("a.vmdk", None), None);
+    }
+}

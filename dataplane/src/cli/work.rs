@@ -1,0 +1,175 @@
+//! `gantry-mover work`: a backup as a control plane on this host describes it.
+//!
+//! In: one [`BackupWork`] as a line of JSON on standard input, which then stays open: its end stops the
+//! work, so that no mover outlives who started it. Out: [`WorkReport`]s as JSON lines on standard
+//! output; the exit code is that of the failure. Must not: show a secret.
+
+use std::io::{BufRead, Read};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::wire::is_name;
+use gantry_common::work::{BackupWork, DiskProgress, WORK_BYTES_MAX, WorkReport};
+use serde::Serialize;
+
+use super::arguments::{AccessArguments, TransportChoice};
+use super::{Use, connector, runtime, say, usage};
+use crate::backup::{self, BackupOptions, BackupReport, BackupSource};
+use crate::host;
+use crate::stats::Progress;
+use crate::transport::Pacer;
+
+/// Reads in flight for each worker.
+const QUEUE_DEPTH: usize = 4;
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) fn run() -> Result<(), Failure> {
+    let result = work();
+    match &result {
+        Ok(report) => tell(&WorkReport::Done { report }),
+        Err(failure) => {
+            tell(&WorkReport::<()>::Failed { failure: failure.clone() });
+        }
+    }
+    result.map(drop)
+}
+
+fn work() -> Result<BackupReport, Failure> {
+    let work = read()?;
+    let access = AccessArguments {
+        identity: work.repository.identity.clone(),
+        peer: work.repository.peer.clone(),
+        transport: TransportChoice::Auto,
+    };
+    let connector = connector(&work.repository.address, &access, Use::Write)?;
+    let pacer = Pacer::unlimited();
+    pacer.set_rate(work.rate.and_then(NonZeroU64::new));
+    let options = options(work)?;
+    let mut ticker = None;
+    let watch = |disks| ticker = Some(Ticker::start(disks));
+    let abandoned = when_input_ends()?;
+    let report = runtime()?.block_on(async {
+        tokio::select! {
+            report = backup::run(options, &connector, pacer, watch) => report,
+            _ = abandoned => Err(Failure::new(
+                FailureKind::Source,
+                "the control plane has gone: what is durable stays, and the next run resumes",
+            )),
+        }
+    });
+    drop(ticker);
+    report
+}
+
+fn read() -> Result<BackupWork, Failure> {
+    let mut text = Vec::new();
+    let input = std::io::stdin().lock();
+    let read = input.take(WORK_BYTES_MAX + 1).read_until(b'\n', &mut text);
+    read.map_err(|error| usage(format!("standard input: {error}")))?;
+    if text.len() as u64 > WORK_BYTES_MAX {
+        return Err(usage(format!("the work on standard input exceeds {WORK_BYTES_MAX} bytes")));
+    }
+    serde_json::from_slice(&text).map_err(|error| usage(format!("work on standard input: {error}")))
+}
+
+/// Fires when standard input ends: whoever started this mover lives as long as that is open, and the
+/// snapshot that is read must not outlive its keeper's interest.
+fn when_input_ends() -> Result<tokio::sync::oneshot::Receiver<()>, Failure> {
+    let (ended, receiver) = tokio::sync::oneshot::channel();
+    let watch = move || {
+        // Anything more on standard input says nothing; its end, or an error, does.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = ended.send(());
+    };
+    std::thread::Builder::new().name("lifeline".into()).spawn(watch).map_err(|error| {
+        Failure::new(FailureKind::Internal, format!("starting a thread failed: {error}"))
+    })?;
+    Ok(receiver)
+}
+
+fn options(work: BackupWork) -> Result<BackupOptions, Failure> {
+    let names = work.disks.iter().map(|disk| &disk.identity).chain([&work.name]);
+    if let Some(name) = names.into_iter().find(|name| !is_name(name)) {
+        return Err(usage(format!("'{name}' is no name of a VM or disk")));
+    }
+    let base = work.base.as_deref().map(str::parse).transpose();
+    let base = base.map_err(|error| usage(format!("base: {error}")))?;
+    for disk in &work.disks {
+        disk.source.check().map_err(usage)?;
+    }
+    let sources = work.disks.into_iter().map(|disk| BackupSource {
+        spec: disk.source,
+        identity: Some(disk.identity),
+        changed_extents: disk.changed_extents,
+        allocated_extents: disk.allocated_extents,
+        change_id: disk.change_id,
+    });
+    Ok(BackupOptions {
+        name: work.name,
+        sources: sources.collect(),
+        base,
+        full: work.full,
+        audit_per_million: work.audit_per_million,
+        vm_config: work.vm_config.into_bytes(),
+        retention: work.retention,
+        snapshot: Some(work.snapshot),
+        block_size: work.block_size,
+        compression: work.compression,
+        cores: host::worker_cores(work.workers, None).map_err(usage)?,
+        queue_depth: QUEUE_DEPTH,
+        tasks_max: work.tasks,
+        reconnect_for: Duration::from_secs(work.reconnect_seconds),
+    })
+}
+
+fn tell<R: Serialize>(report: &WorkReport<R>) {
+    match serde_json::to_string(report) {
+        Ok(line) => say(&line),
+        Err(error) => tracing::error!("a report cannot be written as JSON: {error}"),
+    }
+}
+
+/// Tells the live numbers every second until dropped.
+struct Ticker {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Ticker {
+    fn start(disks: Vec<(String, Arc<Progress>)>) -> Ticker {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !seen.load(Ordering::Relaxed) {
+                std::thread::park_timeout(PROGRESS_EVERY);
+                tell(&WorkReport::<()>::Progress { disks: disks.iter().map(progress).collect() });
+            }
+        });
+        Ticker { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // The last word is the result.
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+fn progress((label, numbers): &(String, Arc<Progress>)) -> DiskProgress {
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    DiskProgress {
+        label: label.clone(),
+        done_bytes: of(&numbers.done_bytes),
+        todo_bytes: of(&numbers.todo_bytes),
+        read_bytes: of(&numbers.read_bytes),
+        sent_bytes: of(&numbers.sent_bytes),
+    }
+}
