@@ -71,9 +71,13 @@ impl World {
     fn allocated_areas(&self, disk: DiskId, snapshot: SnapshotId) -> Result<Vec<Range<u64>>> {
         let frozen = self.state.frozen(snapshot, disk)?;
         let state = self.state.disk(disk)?;
-        if self.datastore_kind(&state.file) == DatastoreKind::Nfs {
-            let fault = ChangeTrackingFault::AllocationUnknown;
-            return Err(StorageError::ChangeTracking { disk: state.file.to_string(), fault });
+        match self.datastore_kind(&state.file) {
+            DatastoreKind::Nfs => {
+                let fault = ChangeTrackingFault::AllocationUnknown;
+                return Err(StorageError::ChangeTracking { disk: state.file.to_string(), fault });
+            }
+            DatastoreKind::Vsan => return Ok(std::iter::once(0..frozen.capacity_bytes).collect()),
+            DatastoreKind::Vmfs5 | DatastoreKind::Vmfs6 => {}
         }
         let mut link = frozen.link;
         if state.tracking.tainted {

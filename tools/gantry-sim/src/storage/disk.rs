@@ -53,6 +53,8 @@ pub struct Link {
     pub kind: LinkKind,
     /// The parent's descriptor.
     pub parent: Option<DatastorePath>,
+    /// `CID` of its descriptor, `backing.contentId`.
+    pub content_id: u32,
 }
 
 /// A disk as it is now.
@@ -202,9 +204,9 @@ impl World {
         self.save()
     }
 
-    pub(super) fn disk_info(&self, id: DiskId) -> Result<DiskInfo> {
-        let disk = self.state.disk(id)?;
-        let chain = self.state.chain(disk.live)?;
+    /// The links of a chain, from `link` down to the base.
+    pub(super) fn links(&self, link: LinkId) -> Result<Vec<Link>> {
+        let chain = self.state.chain(link)?;
         let links: Result<Vec<&LinkState>> = chain.iter().map(|id| self.state.link(*id)).collect();
         let links = links?;
         let parents = links.iter().skip(1).map(|link| Some(link.file.clone())).chain([None]);
@@ -213,12 +215,18 @@ impl World {
             extent_file: link.extent_file(),
             kind: link.kind,
             parent,
+            content_id: link.cid,
         };
+        Ok(links.iter().zip(parents).map(link).collect())
+    }
+
+    pub(super) fn disk_info(&self, id: DiskId) -> Result<DiskInfo> {
+        let disk = self.state.disk(id)?;
         Ok(DiskInfo {
             uuid: disk.uuid.clone(),
             capacity_bytes: disk.capacity_bytes,
             thin: disk.thin,
-            chain: links.iter().zip(parents).map(link).collect(),
+            chain: self.links(disk.live)?,
             locked: disk.powered_on,
             change_tracking_enabled: disk.tracking.enabled,
             change_id: disk.tracking.last_change_id(),

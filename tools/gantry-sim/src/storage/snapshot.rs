@@ -15,6 +15,7 @@
 
 use std::collections::BTreeMap;
 
+use super::disk::Link;
 use super::error::{Result, StorageError, missing};
 use super::path::DatastorePath;
 use super::state::{DiskId, FrozenState, LinkId, SnapshotId, SnapshotState};
@@ -37,6 +38,8 @@ pub struct FrozenDisk {
     pub disk: DiskId,
     /// The frozen descriptor: `backing.fileName` in the snapshot's configuration.
     pub file: DatastorePath,
+    /// The frozen chain, from `file` down to the base.
+    pub chain: Vec<Link>,
     /// The disk's size then.
     pub capacity_bytes: u64,
     /// Its `changeId` at that instant; none if tracking was not active.
@@ -257,6 +260,7 @@ impl World {
             Ok(FrozenDisk {
                 disk: *disk,
                 file: link.file.clone(),
+                chain: self.links(frozen.link)?,
                 capacity_bytes: frozen.capacity_bytes,
                 change_id: frozen.change_id.clone(),
             })

@@ -63,12 +63,14 @@ pub enum DatastoreKind {
     Vmfs6,
     /// Deltas in COWD; `*` in a query of changed areas is refused.
     Nfs,
+    /// Deltas in seSparse; `*` in a query of changed areas gives the whole disk.
+    Vsan,
 }
 
 impl DatastoreKind {
     pub(super) fn delta_format(self) -> SparseFormat {
         match self {
-            DatastoreKind::Vmfs6 => SparseFormat::SeSparse,
+            DatastoreKind::Vmfs6 | DatastoreKind::Vsan => SparseFormat::SeSparse,
             DatastoreKind::Vmfs5 | DatastoreKind::Nfs => SparseFormat::Cowd,
         }
     }

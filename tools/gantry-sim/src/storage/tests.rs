@@ -25,6 +25,7 @@ impl Lab {
         storage.add_datastore("vmfs5", DatastoreKind::Vmfs5).unwrap();
         storage.add_datastore("vmfs6", DatastoreKind::Vmfs6).unwrap();
         storage.add_datastore("nfs", DatastoreKind::Nfs).unwrap();
+        storage.add_datastore("vsan", DatastoreKind::Vsan).unwrap();
         Lab { folder, storage }
     }
 

@@ -140,10 +140,30 @@ fn allocation_is_unknown_on_nfs_and_growth_counts_as_changed() {
     let change_id = lab.storage.snapshot_info(base).unwrap().disks[0].change_id.clone().unwrap();
     let unknown = query(&lab.storage, disk, base, "*");
     assert_eq!(unknown, Err(ChangeTrackingFault::AllocationUnknown));
+    let other = lab.disk("[vsan] vm/vm.vmdk", 3 * MIB);
+    lab.storage.enable_cbt(other).unwrap();
+    let whole = lab.storage.snapshot(&[other]).unwrap();
+    let areas = query(&lab.storage, other, whole, "*").unwrap();
+    assert_eq!(areas, [std::ops::Range { start: 0, end: 3 * MIB }]);
     lab.storage.remove_snapshot(base, true).unwrap();
     lab.storage.grow_disk(disk, 9 * MIB).unwrap();
     let next = lab.storage.snapshot(&[disk]).unwrap();
     let areas = query(&lab.storage, disk, next, &change_id).unwrap();
     let grown = areas.iter().any(|area| area.start <= 3 * MIB && area.end == 9 * MIB);
     assert!(grown, "{areas:?}");
+}
+
+#[test]
+fn a_change_is_marked_before_it_is_written() {
+    let lab = Lab::new(8);
+    let disk = lab.disk("[vmfs6] vm/vm.vmdk", MIB);
+    lab.storage.enable_cbt(disk).unwrap();
+    lab.storage.power_on(&[disk]).unwrap();
+    let live = lab.storage.world().state.disk(disk).unwrap().live;
+    // A simulator that dies between mark and write must have reported too much, not too little.
+    lab.storage.world().extents.remove(&live);
+    assert!(lab.storage.write(disk, 0, &[1; 512]).is_err());
+    assert_eq!(lab.storage.world().maps[&live].marks[0], 1);
+    assert!(lab.storage.discard(disk, MIB - 512, 512).is_err());
+    assert_eq!(lab.storage.world().maps[&live].marks.last(), Some(&1));
 }
