@@ -105,6 +105,15 @@ fn grains_that_go_back_repeat_or_leave_the_disk_are_refused() {
 }
 
 #[test]
+fn a_grain_behind_the_directory_is_in_no_table() {
+    let whole = stream(8 << 20, &[3]);
+    let mut grain: [u8; 512] = whole[HEADER..HEADER + 512].try_into().expect("a sector");
+    grain[..8].copy_from_slice(&(4 * 128_u64).to_le_bytes());
+    let error = parse(&with_sector(&whole, whole.len() - 3 * 512, &grain)).expect_err("a grain");
+    assert!(error.to_string().contains("after the directory"), "{error}");
+}
+
+#[test]
 fn a_bomb_inflates_to_one_grain_at_most() {
     let mut writer = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
     io::Write::write_all(&mut writer, &vec![0; 64 << 20]).expect("zeros");
