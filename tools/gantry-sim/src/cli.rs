@@ -14,15 +14,16 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde_json::json;
 
-use crate::disks;
-use crate::http;
+use crate::drill;
+use crate::launch::launch;
 use crate::sim::{Kind, Options, Password, Sim};
 use crate::site::inventory;
-use crate::storage::Storage;
+
+const HELP: &str = include_str!("help.txt");
 
 /// A simulated vCenter with ESXi hosts, for tests, demonstrations and fault drills.
 #[derive(Debug, Parser)]
-#[command(name = "gantry-sim", version)]
+#[command(name = "gantry-sim", version, after_long_help = HELP)]
 pub struct Arguments {
     /// Folder that holds the datastores (made if absent); a private temporary one when not given
     #[arg(long)]
@@ -60,6 +61,12 @@ pub struct Arguments {
     /// A privilege that the user lacks (HasPrivilegeOnEntities says so); may be repeated
     #[arg(long, value_name = "PRIVILEGE")]
     deny: Vec<String>,
+    /// File with faults to begin with (JSON, see below); may be repeated
+    #[arg(long, value_name = "FILE")]
+    faults: Vec<PathBuf>,
+    /// One fault to begin with (JSON, see below); may be repeated
+    #[arg(long, value_name = "JSON")]
+    fault: Vec<String>,
     /// Where all random choices come from
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -88,11 +95,18 @@ async fn start(arguments: Arguments) -> Result<()> {
     std::fs::create_dir_all(&root).with_context(|| format!("folder {}", root.display()))?;
     let file = arguments.password_file.clone().unwrap_or_else(|| root.join("password"));
     let options = options(&arguments, root, password(&file)?)?;
-    let (mut site, disks) = inventory::read(arguments.inventory.as_deref())?.site()?;
-    let storage = Storage::open(&options.root, options.seed)?;
-    disks::prepare(&mut site, &disks, &storage)?;
-    let sim = Sim::new(options, site, storage);
-    http::serve(&sim, arguments.port).await?;
+    let inventory = inventory::read(arguments.inventory.as_deref())?;
+    let mut commands = Vec::new();
+    for file in &arguments.faults {
+        commands.extend(drill::read(file)?);
+    }
+    for command in &arguments.fault {
+        commands.extend(drill::parse(command.as_bytes()).context("--fault")?);
+    }
+    let sim = launch(options, &inventory, arguments.port).await?;
+    for command in commands {
+        drill::apply(&sim, command)?;
+    }
     println!("{}", ready(&sim, &file));
     std::io::stdout().flush()?;
     ended().await

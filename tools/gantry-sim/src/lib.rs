@@ -8,6 +8,7 @@
 //! managed objects of each endpoint's [`model`]) → [`schema`] encodes the answer.
 
 pub mod cli;
+pub mod launch;
 pub mod http;
 pub mod soap;
 pub mod xml;
@@ -17,6 +18,8 @@ pub mod sim;
 pub mod session;
 pub mod ticket;
 pub mod tasks;
+pub mod events;
+pub mod drill;
 pub mod lease;
 pub mod service;
 pub mod site;

@@ -10,11 +10,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::drill::Rules;
 use crate::model::Model;
 use crate::schema::Ref;
 use crate::session::Sessions;
 use crate::site::{Site, Subject};
-use crate::storage::Storage;
+use crate::storage::{DiskId, Guest, Storage};
 use crate::ticket::Tickets;
 
 /// A password, which nothing prints.
@@ -189,6 +190,8 @@ pub struct State {
     pub random: fastrand::Rng,
     /// Machines that were unregistered and may come back, by the path of their `.vmx`.
     pub unregistered: BTreeMap<String, crate::site::Machine>,
+    /// NFC leases that may be open at a time.
+    pub leases_open_max: usize,
     /// Open and ended NFC leases by id.
     pub leases: BTreeMap<Arc<str>, crate::lease::Lease>,
 }
@@ -200,6 +203,8 @@ pub struct Sim {
     pub options: Options,
     /// The disk engine. Its calls block: never under the state's lock.
     pub storage: Storage,
+    rules: Mutex<Rules>,
+    guests: Mutex<BTreeMap<DiskId, Guest>>,
     state: Mutex<State>,
 }
 
@@ -215,16 +220,31 @@ impl Sim {
             endpoints,
             random,
             unregistered: BTreeMap::new(),
+            leases_open_max: options.leases_open_max,
             leases: BTreeMap::new(),
         };
         state.build(&options);
-        Arc::new(Self { options, storage, state: Mutex::new(state) })
+        let rules = Mutex::new(Rules::new(options.seed));
+        let (guests, state) = (Mutex::default(), Mutex::new(state));
+        Arc::new(Self { options, storage, rules, guests, state })
     }
 
     /// The state, for as short as possible.
     pub fn lock(&self) -> MutexGuard<'_, State> {
         // A handler that panicked has left at most one half-done change, which tests will show.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sim {
+    /// The rules of drills.
+    pub fn rules(&self) -> MutexGuard<'_, Rules> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guests that write, by disk. One that is taken out stops when it is dropped.
+    pub fn guests(&self) -> MutexGuard<'_, BTreeMap<DiskId, Guest>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

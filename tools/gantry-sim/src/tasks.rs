@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use crate::events;
 use crate::fault::Fault;
 use crate::limits;
 use crate::methods::Call;
@@ -21,6 +22,7 @@ pub fn start(
     work: impl FnOnce(&Arc<Sim>) -> Result<Value, Fault> + Send + 'static,
 ) -> Value {
     let (sim, at) = (call.sim.clone(), call.origin.endpoint);
+    let verdict = call.origin.task.clone();
     let task = {
         let mut state = sim.lock();
         let task = begin(call, &mut state.endpoints[at], entity.as_ref());
@@ -29,10 +31,16 @@ pub fn start(
     };
     let made = task.clone();
     tokio::spawn(async move {
-        tokio::time::sleep(sim.options.task_time).await;
+        tokio::time::sleep(sim.options.task_time + verdict.delay).await;
         let working = sim.clone();
-        let done = tokio::task::spawn_blocking(move || work(&working)).await;
-        let done = done.unwrap_or_else(|_| Err(Fault::system_error()));
+        let done = match verdict.fault {
+            Some(fault) if !verdict.done => Err(fault),
+            fault => {
+                let done = tokio::task::spawn_blocking(move || work(&working)).await;
+                let done = done.unwrap_or_else(|_| Err(Fault::system_error()));
+                fault.map_or(done, Err)
+            }
+        };
         let mut state = sim.lock();
         finish(&mut state.endpoints[at], &task, done);
         state.publish();
@@ -53,10 +61,15 @@ pub fn start_on_machine(
         let mut state = call.sim.lock();
         call.endpoint(&mut state).reference(&Subject::Machine(machine)).cloned()
     };
+    let (at, method) = (call.origin.endpoint, call.method);
     Ok(start(call, entity, move |sim| {
         take(sim, machine)?;
         let done = work(sim);
         let mut state = sim.lock();
+        if let Some(ty) = events::of_method(method).filter(|_| done.is_ok()) {
+            let user = &sim.options.user;
+            events::note(&mut state, at, user, ty, Some(machine), format!("{method} by {user}"));
+        }
         if let Some(machine) = state.site.machines.get_mut(&machine) {
             machine.busy = false;
         }
@@ -67,7 +80,17 @@ pub fn start_on_machine(
 
 fn take(sim: &Arc<Sim>, machine: u32) -> Result<(), Fault> {
     let mut state = sim.lock();
+    let home = machine_mut(&mut state, machine)?.datastore;
+    let reachable = state.site.datastores[home].accessible;
     let machine = machine_mut(&mut state, machine)?;
+    if machine.connection != "connected" {
+        let message = format!("The host of {} does not answer.", machine.name);
+        return Err(Fault::new("HostNotConnected", message));
+    }
+    if !reachable {
+        let message = format!("The datastore of {} is not accessible.", machine.name);
+        return Err(Fault::new("InaccessibleDatastore", message));
+    }
     if std::mem::replace(&mut machine.busy, true) {
         let message = "Another task is already in progress.";
         let none = reference("Task", "task-0");

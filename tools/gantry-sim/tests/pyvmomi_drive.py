@@ -480,6 +480,9 @@ def step_managers(si):
     assert [p.privId for p in found.privAvailability] == wanted
     events = content.eventManager.QueryEvents(vim.event.EventFilterSpec())
     assert any(isinstance(event, vim.event.UserLoginSessionEvent) for event in events)
+    by = vim.event.EventFilterSpec.ByEntity(entity=vm, recursion="self")
+    events = content.eventManager.QueryEvents(vim.event.EventFilterSpec(entity=by))
+    assert events and all(event.vm.vm == vm for event in events)
     field = content.customFieldsManager.AddCustomFieldDef("Tier", vim.VirtualMachine)
     vm.setCustomValue("Tier", "1")
     assert {v.key: v.value for v in vm.customValue}[field.key] == "1"
@@ -495,14 +498,149 @@ def step_managers(si):
     raises(vim.fault.FileNotFound, manager.QueryVirtualDiskUuid, "[nfs0] loose.vmdk")
 
 
+def drill(*commands):
+    body = json.dumps(list(commands)).encode()
+    import urllib.request
+    url = READY["url"][: -len("/sdk")] + "/gantry-sim/faults"
+    request = urllib.request.Request(url, data=body, method="POST")
+    with urllib.request.urlopen(request, context=ssl._create_unverified_context()) as answer:
+        assert answer.status == 200
+
+
+def step_drills_on_calls(si):
+    vm = machine(si, "web0")
+    on = lambda method, **more: {"method": method, "object": "web0", "count": 1, **more}
+    drill({"kind": "method-fault", "fault": "TaskInProgress", "when": on("PowerOffVM_Task")})
+    raises(vim.fault.TaskInProgress, vm.PowerOffVM_Task)
+    drill({"kind": "task-fault", "fault": "FilesystemQuiesceFault", "message": "frozen",
+           "when": on("CreateSnapshot_Task")})
+    fault = task_fault(vm.CreateSnapshot_Task("s", "", False, True), vim.fault.FilesystemQuiesceFault)
+    assert fault.msg == "frozen" and vm.snapshot is None
+    # Done, although the task says that it failed: a stranded snapshot.
+    drill({"kind": "task-fault", "fault": "SystemError", "done": True,
+           "when": on("CreateSnapshot_Task")})
+    task_fault(vm.CreateSnapshot_Task("s", "", False, False), vmodl.fault.SystemError)
+    assert vm.snapshot is not None
+    drill({"kind": "snapshot-stays", "machine": "web0", "times": 1})
+    task_fault(vm.RemoveAllSnapshots_Task(), vim.fault.GenericVmConfigFault)
+    assert vm.snapshot is not None
+    drill({"kind": "stuck-consolidation", "machine": "web0", "times": 1})
+    try:
+        WaitForTask(vm.RemoveAllSnapshots_Task())
+    except vim.fault.VimFault:
+        pass
+    assert vm.snapshot is None and vm.runtime.consolidationNeeded
+    WaitForTask(vm.ConsolidateVMDisks_Task())
+    assert not vm.runtime.consolidationNeeded
+    drill({"kind": "slow-task", "delay_ms": 600, "when": on("CreateSnapshot_Task")})
+    started = time.monotonic()
+    WaitForTask(vm.CreateSnapshot_Task("s", "", False, False))
+    assert time.monotonic() - started > 0.6
+    WaitForTask(vm.RemoveAllSnapshots_Task())
+    # The call is done, but its answer never comes.
+    import http.client
+    drill({"kind": "lose-answer", "when": on("CreateSnapshot_Task")})
+    raises((http.client.HTTPException, OSError), vm.CreateSnapshot_Task, "lost", "", False, False)
+    deadline = time.monotonic() + 5
+    while vm.snapshot is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert vm.snapshot.rootSnapshotList[0].name == "lost"
+    WaitForTask(vm.RemoveAllSnapshots_Task())
+    drill({"kind": "drop", "when": on("CreateSnapshot_Task")})
+    raises((http.client.HTTPException, OSError), vm.CreateSnapshot_Task, "lost", "", False, False)
+    time.sleep(0.1)
+    assert vm.snapshot is None
+
+
+def step_drills_at_once(si):
+    vm = machine(si, "web0")
+    drill({"kind": "guest-start", "machine": "web0", "writes_per_second": 200})
+    WaitForTask(vm.CreateSnapshot_Task("base", "", False, False))
+    base = disks(vm.snapshot.currentSnapshot.config)[0]
+    WaitForTask(vm.RemoveAllSnapshots_Task())
+    time.sleep(0.3)
+    WaitForTask(vm.CreateSnapshot_Task("next", "", False, False))
+    snapshot = vm.snapshot.currentSnapshot
+    query = lambda: vm.QueryChangedDiskAreas(snapshot, base.key, 0, base.backing.changeId)
+    full = query().changedArea
+    assert full, "the guest wrote"
+    drill({"kind": "omit-changes", "machine": "web0", "probability": 1.0})
+    assert not query().changedArea
+    drill({"kind": "clear"}, {"kind": "guest-stop", "machine": "web0"})
+    assert len(query().changedArea) == len(full)
+    WaitForTask(vm.RemoveAllSnapshots_Task())
+    drill({"kind": "cbt-reset", "machine": "web0"})
+    WaitForTask(vm.CreateSnapshot_Task("after", "", False, False))
+    snapshot = vm.snapshot.currentSnapshot
+    raises(vmodl.fault.InvalidArgument, query)
+    cookie = {"Cookie": si._stub.cookie.split(";")[0]}
+    flat = READY["url"][: -len("/sdk")] + "/folder/web0/web0-flat.vmdk?dcPath=DC0&dsName=vmfs0"
+    drill({"kind": "lock-file", "file": "[vmfs0] web0/web0-flat.vmdk"})
+    assert fetch(si, flat, cookie, "HEAD")[0] == 500
+    drill({"kind": "clear"}, {"kind": "lease-limit", "open": 0})
+    raises(Exception, snapshot.ExportSnapshot)
+    drill({"kind": "lease-limit", "open": 50}, {"kind": "datastore-loss", "datastore": "vmfs0"})
+    assert fetch(si, flat, cookie, "HEAD")[0] == 404
+    task_fault(vm.RemoveAllSnapshots_Task(), vim.fault.InaccessibleDatastore)
+    drill({"kind": "datastore-return", "datastore": "vmfs0"})
+    WaitForTask(vm.RemoveAllSnapshots_Task())
+
+
+def step_host_loss(si):
+    vm, name = machine(si, "web1"), "esx1.sim.example"
+    assert vm.runtime.host.name == name
+    drill({"kind": "host-loss", "host": name, "crash": True})
+    assert vm.runtime.connectionState == "disconnected" and vm.runtime.powerState == "poweredOff"
+    assert vm.runtime.host.runtime.connectionState == "notResponding"
+    task_fault(vm.PowerOnVM_Task(), vmodl.fault.HostNotConnected)
+    raises(Exception, connect, READY["hosts"][1]["url"])
+    drill({"kind": "host-return", "host": name})
+    WaitForTask(vm.PowerOnVM_Task())
+    Disconnect(connect(READY["hosts"][1]["url"]))
+
+
+def step_expiry(si):
+    other = connect()
+    drill({"kind": "expire-session", "when": {"method": "CurrentTime", "count": 1}})
+    raises(vim.fault.NotAuthenticated, other.CurrentTime)
+    other = connect()
+    drill({"kind": "expire-sessions"})
+    raises(vim.fault.NotAuthenticated, other.CurrentTime)
+    global SI
+    SI = connect()
+
+
+def step_hostile_documents(si):
+    import urllib.request
+
+    def post(body):
+        request = urllib.request.Request(READY["url"], data=body, method="POST")
+        try:
+            context = ssl._create_unverified_context()
+            return urllib.request.urlopen(request, context=context, timeout=20).status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 413  # cut off while it was still sending
+
+    assert post(b"") == 500
+    assert post(b"<a>" * 100000) == 500
+    assert post(b"x" * (5 << 20)) == 413
+    laughs = b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><x>&b;</x>'
+    assert post(laughs) == 500
+    assert post(b"<e:Envelope xmlns:e='x'><e:Body><Login/></e:Body></e:Envelope>") == 500
+    assert SI.CurrentTime()
+
+
 def main():
-    si = connect()
+    global SI
+    SI = connect()
     steps = [(n, f) for n, f in globals().items() if n.startswith("step_")]
     for name, step in steps:
         started = time.monotonic()
-        step(si)
+        step(SI)
         print("ok %s %.0f ms" % (name, (time.monotonic() - started) * 1000), flush=True)
-    Disconnect(si)
+    Disconnect(SI)
 
 
 main()

@@ -3,7 +3,7 @@
 //! In: connections. Out: the SOAP API, the list of versions, datastores, leases. Every connection
 //! and request is bounded; a client that breaks the protocol loses its connection, nothing else.
 
-use std::convert::Infallible;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,15 +23,19 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use crate::drill::{About, TaskVerdict, Verdict};
+use crate::fault::Fault;
 use crate::limits;
-use crate::methods::{self, Origin};
-use crate::sim::Sim;
+use crate::methods::{self, Origin, Reply};
+use crate::sim::{Kind, Sim};
+use crate::site::Subject;
 use crate::soap;
 
 mod access;
 mod certificate;
 mod folder;
 mod nfc;
+mod control;
 mod stream;
 
 pub use certificate::Certificate;
@@ -117,10 +121,14 @@ async fn route(
     endpoint: usize,
     peer: SocketAddr,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+) -> io::Result<Response<Body>> {
+    if is_lost(&sim, endpoint) {
+        return Err(cut());
+    }
     let path = request.uri().path().trim_end_matches('/').to_owned();
     let response = match (request.method(), path.as_str()) {
-        (&Method::POST, "/sdk" | "/sdk/vimService") => soap(sim, endpoint, peer, request).await,
+        (&Method::POST, "/sdk" | "/sdk/vimService") => soap(sim, endpoint, peer, request).await?,
+        (_, "/gantry-sim/faults") => control::serve(sim, peer, request).await,
         (&Method::GET, "/sdk/vimServiceVersions.xml") => {
             text(StatusCode::OK, "text/xml", soap::VERSIONS.to_owned())
         }
@@ -150,25 +158,85 @@ async fn soap(
     endpoint: usize,
     peer: SocketAddr,
     request: Request<Incoming>,
-) -> Response<Body> {
+) -> io::Result<Response<Body>> {
     let headers = request.headers();
     let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     let agent = agent.to_owned();
     let cookie = session_cookie(headers);
-    let origin = Origin { endpoint, peer, agent, cookie };
+    let task = TaskVerdict::default();
+    let mut origin = Origin { endpoint, peer, agent, cookie, task };
     let body = Limited::new(request.into_body(), limits::REQUEST_BYTES_MAX).collect().await;
     let Ok(body) = body.map(|body| body.to_bytes()) else {
-        return text(StatusCode::PAYLOAD_TOO_LARGE, "text/plain", "too large\n".into());
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        return Ok(text(status, "text/plain", "too large\n".into()));
     };
     let answered = match soap::request(&body) {
         Ok(request) => {
             let method = request.method.clone();
-            let reply = methods::invoke(sim, origin, request).await;
+            let verdict = judge(&sim, &mut origin, &request);
+            tokio::time::sleep(verdict.delay).await;
+            if verdict.drop {
+                return Err(cut());
+            }
+            let reply = match verdict.fault {
+                Some(fault) => Err(fault),
+                None => methods::invoke(sim, origin, request).await,
+            };
             debug!(method, ok = reply.is_ok(), "call");
+            if verdict.lose_answer {
+                return Err(cut());
+            }
             reply.map(|reply| (method, reply))
         }
         Err(fault) => Err(fault),
     };
+    Ok(answer(answered))
+}
+
+/// An error that makes the connection end without an answer.
+fn cut() -> io::Error {
+    io::ErrorKind::ConnectionAborted.into()
+}
+
+/// Whether the endpoint is a host that a drill has taken away.
+fn is_lost(sim: &Sim, endpoint: usize) -> bool {
+    let state = sim.lock();
+    match state.endpoints[endpoint].kind {
+        Kind::VCenter => false,
+        Kind::Host(host) => !state.site.hosts[host].connected,
+    }
+}
+
+/// What drills have in store for a call.
+fn judge(sim: &Sim, origin: &mut Origin, request: &soap::Request) -> Verdict {
+    let mut state = sim.lock();
+    let endpoint = &state.endpoints[origin.endpoint];
+    let machine = match endpoint.subject(&request.this) {
+        Some(Subject::Machine(id) | Subject::Snapshot(id, _)) => state.site.machines.get(id),
+        _ => None,
+    };
+    let about = About {
+        method: &request.method,
+        object: &request.this.id,
+        machine: machine.map(|machine| machine.name.as_str()),
+        endpoint: match endpoint.kind {
+            Kind::VCenter => "vcenter",
+            Kind::Host(host) => &state.site.hosts[host].name,
+        },
+    };
+    let verdict = sim.rules().decide(about);
+    if verdict.expire_session
+        && let Some(cookie) = &origin.cookie
+    {
+        let endpoint = &mut state.endpoints[origin.endpoint];
+        let closed = endpoint.sessions.close(cookie);
+        methods::forget(endpoint, closed);
+    }
+    origin.task = verdict.task.clone();
+    verdict
+}
+
+fn answer(answered: Result<(String, Reply), Fault>) -> Response<Body> {
     match answered {
         Ok((method, reply)) => {
             let answer = soap::answer(&method, &reply.value, reply.returns);

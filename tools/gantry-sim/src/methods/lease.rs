@@ -58,7 +58,7 @@ fn export(call: &Call) -> Result<Value, Fault> {
         _ => (None, lease_disks(&machine.disks), machine.host),
     };
     let open = state.leases.values().filter(|lease| lease.open).count();
-    if open >= call.sim.options.leases_open_max || state.leases.len() >= limits::LEASES_MAX {
+    if open >= state.leases_open_max || state.leases.len() >= limits::LEASES_MAX {
         let message = "The number of open NFC leases has reached its limit.";
         return Err(Fault::new("LimitExceeded", message));
     }

@@ -53,35 +53,6 @@ fn query_events(call: &Call) -> Result<Value, Fault> {
     Ok(list(events.take(most.unwrap_or(limits::EVENTS_MAX)).cloned().collect::<Vec<_>>()))
 }
 
-/// Notes an event about a machine, or about nothing.
-pub(super) fn note(call: &Call, ty: &str, machine: Option<u32>, message: String) {
-    let mut state = call.sim.lock();
-    let user = call.sim.options.user.clone();
-    let name = machine.and_then(|id| state.site.machines.get(&id)).map(|m| m.name.clone());
-    let endpoint = call.endpoint(&mut state);
-    let key = endpoint.model.next_serial();
-    let vm = machine.and_then(|id| endpoint.reference(&Subject::Machine(id)).cloned());
-    let vm = vm
-        .zip(name)
-        .map(|(vm, name)| object("VmEventArgument", [("name", name.into()), ("vm", vm.into())]));
-    let mut fields = vec![
-        ("key", key.into()),
-        ("chainId", key.into()),
-        ("createdTime", jiff::Timestamp::now().into()),
-        ("userName", user.into()),
-        ("vm", vm.into()),
-        ("fullFormattedMessage", message.into()),
-    ];
-    if crate::schema::schema().is_a(ty, "VmEvent") {
-        fields.push(("template", false.into()));
-    }
-    let event = object(ty, fields);
-    endpoint.events.push(event);
-    if endpoint.events.len() > limits::EVENTS_MAX {
-        endpoint.events.remove(0);
-    }
-}
-
 fn add_field(call: &Call) -> Result<Value, Fault> {
     let name = call.arguments.text("name").to_owned();
     let mut state = call.sim.lock();

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::drill::TaskVerdict;
+use crate::events;
 use crate::fault::Fault;
 use crate::limits;
 use crate::schema::{FieldType, Method, Ref, Value, decode, schema};
@@ -62,6 +64,8 @@ pub struct Origin {
     pub agent: String,
     /// The cookie it sent.
     pub cookie: Option<Arc<str>>,
+    /// What a drill does to the task that it starts.
+    pub task: TaskVerdict,
 }
 
 /// One call of a method.
@@ -172,7 +176,10 @@ async fn dispatch(call: Call) -> Result<Reply, Fault> {
     let value = match call.method {
         "Login" => {
             let (value, cookie) = session::login(&call)?;
-            managers::note(&call, "UserLoginSessionEvent", None, "A user logged in".into());
+            let user = &call.sim.options.user;
+            let message = format!("User {user} logged in");
+            let (state, at) = (&mut call.sim.lock(), call.origin.endpoint);
+            events::note(state, at, user, "UserLoginSessionEvent", None, message);
             return Ok(Reply { value, cookie: Some(cookie), returns: None });
         }
         "WaitForUpdates" | "WaitForUpdatesEx" | "CheckForUpdates" => collect::wait(&call).await?,

@@ -51,6 +51,12 @@ fn power(sim: &Sim, id: u32, wanted: Power) -> Result<Value, Fault> {
         }
         (machine.own_disks(), machine.own_snapshots())
     };
+    if wanted != Power::On {
+        for disk in &own {
+            let stopped = sim.guests().remove(disk);
+            drop(stopped);
+        }
+    }
     let done = match wanted {
         Power::On => sim.storage.power_on(&own),
         _ => sim.storage.power_off(&own, PowerOff::Clean),

@@ -3,7 +3,7 @@
 use super::Call;
 use crate::fault::Fault;
 use crate::limits;
-use crate::schema::{Ref, Value, list, reference};
+use crate::schema::{Ref, Value, list, reference, schema};
 
 pub(super) fn invoke(call: &Call) -> Result<Value, Fault> {
     match call.method {
@@ -19,6 +19,9 @@ pub(super) fn invoke(call: &Call) -> Result<Value, Fault> {
                     return Err(Fault::no_object(&container));
                 };
                 let container = found.reference.clone();
+                if !schema().is_a(container.ty, "ManagedEntity") {
+                    return Err(Fault::invalid_argument("container"));
+                }
                 model.add_view(view, &container, types, recursive);
                 Ok(())
             })

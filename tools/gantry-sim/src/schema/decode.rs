@@ -80,10 +80,13 @@ fn one(element: &Element, declared: Base) -> Result<Value, String> {
         Base::Time => Value::Time(text.parse().map_err(|_| wrong())?),
         Base::Binary | Base::Unknown(_) => Value::Absent,
         Base::Any => return Err(format!("{} says no xsi:type", element.name)),
-        Base::Reference(_) => {
+        Base::Reference(above) => {
             let ty = element.attribute("type", false).unwrap_or_default();
             let managed = schema().managed(local(ty));
             let ty = managed.map(|managed| managed.name).ok_or_else(wrong)?;
+            if schema().managed(above).is_some() && !schema().is_a(ty, above) {
+                return Err(format!("{} is a {ty}, not a {above}", element.name));
+            }
             Value::Ref(Ref { ty, id: text.into() })
         }
         Base::Enum(name) => {
@@ -113,8 +116,10 @@ fn actual(name: &str, declared: Base) -> Option<FieldType> {
     }
     if let Some(base) = simple(name) {
         let fits = declared == Base::Any || declared == base;
-        let reference = matches!((declared, base), (Base::Reference(_), Base::Reference(_)));
-        return (fits || reference).then_some(single(base));
+        if matches!((declared, base), (Base::Reference(_), Base::Reference(_))) {
+            return Some(single(declared));
+        }
+        return fits.then_some(single(base));
     }
     let base = match (declared, schema().named(name)) {
         (Base::Any, found) => found?,

@@ -153,6 +153,8 @@ pub struct MachineEntry {
     pub bus_sharing: Option<String>,
     /// BIOS UUID; made from the name when absent.
     pub uuid: Option<String>,
+    /// How often its guest writes to each disk in a second, from the start; 0 is as fast as it goes.
+    pub guest_writes_per_second: Option<u32>,
     /// Its disks.
     #[serde(default)]
     pub disk: Vec<DiskEntry>,
