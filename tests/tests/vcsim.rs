@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use gantry_control::broker::{Broker, Cache, Rule, Selection, VmConfig, select};
 use gantry_control::vcenter::property::{Properties, Start};
 use gantry_control::vcenter::virtual_machine::NewSnapshot;
 use gantry_control::vcenter::{
@@ -131,14 +132,7 @@ async fn a_terminated_session_is_replaced_once_for_all_calls() {
     let vcsim = Vcsim::start(1);
     let (ours, other) = (vcenter(&vcsim), vcenter(&vcsim));
     let before = ours.session_key().await.expect("a session");
-    let manager = other.content().await.expect("service content").session_manager.clone();
-    let repeat = gantry_control::vcenter::retry::Repeat::Changes;
-    let killed = other
-        .call("TerminateSession", &manager, "session", repeat, |w| {
-            w.text("sessionId", &before);
-        })
-        .await;
-    killed.expect("the session ends");
+    terminate(&other, &before).await;
     let view = || ours.container_view(None, &["VirtualMachine"]);
     let (one, two, three) = tokio::join!(view(), view(), view());
     for made in [one, two, three] {
@@ -146,4 +140,66 @@ async fn a_terminated_session_is_replaced_once_for_all_calls() {
     }
     let after = ours.session_key().await.expect("a session");
     assert_ne!(before, after);
+}
+
+/// Waits until the inventory satisfies a condition.
+async fn until(broker: &Broker, what: &str, holds: impl Fn(&Cache) -> bool) {
+    for _ in 0..600 {
+        if broker.read(&holds) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the inventory never shows {what}; {:?}", broker.state());
+}
+
+#[tokio::test]
+async fn the_broker_follows_changes_and_outlives_its_session() {
+    let vcsim = Vcsim::start(2);
+    let vcenter = vcenter(&vcsim);
+    let broker = Broker::start(vcenter.clone());
+    broker.ready(MINUTE).await.expect("the inventory is complete");
+    let vm = broker.read(|cache| {
+        assert_eq!((cache.vms().count(), cache.hosts().count()), (4, 4));
+        assert!(cache.datastores().all(|(_, datastore)| datastore.is_accessible));
+        let (moref, facts) = cache.vms().find(|(_, f)| &*f.name == "DC0_C0_RP0_VM0").expect("a VM");
+        assert_eq!(cache.folder_of(facts), "/DC0/vm");
+        assert_eq!(cache.datacenter_of(moref), Some("DC0"));
+        assert_eq!(facts.host.as_ref().and_then(|host| cache.cluster_of(host)), Some("DC0_C0"));
+        let disk = facts.disks.values().next().expect("a disk");
+        assert_eq!(disk.datastore_name(), "LocalDS_0");
+        assert!(facts.position(disk).starts_with("SCSI (0:"), "{}", facts.position(disk));
+        assert!(disk.capacity_bytes > 0 && !facts.instance_uuid.is_empty());
+        facts.vm_ref(moref)
+    });
+    let selection =
+        Selection { include: vec![Rule::Cluster("dc0_c?".into())], ..Selection::default() };
+    let selected = broker.read(|cache| select(cache, &selection));
+    assert_eq!(selected.vms.iter().filter(|one| one.verdict.is_in()).count(), 2);
+    let config = VmConfig::capture(&vcenter, &vm).await.expect("a configuration");
+    assert!(config.cpus > 0 && !config.networks.is_empty() && !config.disks.is_empty());
+
+    let new = NewSnapshot { name: "seen", description: "", quiesce: false };
+    let task = vcenter.create_snapshot(&vm, &new).await.expect("a task");
+    wait(&vcenter, &task).await;
+    let seen = |cache: &Cache| cache.vm(&vm.moref).is_some_and(|vm| !vm.snapshots.is_empty());
+    until(&broker, "the snapshot", seen).await;
+
+    // The session is ended by another; a change is made while nobody listens.
+    let other = self::vcenter(&vcsim);
+    terminate(&other, &vcenter.session_key().await.expect("a session")).await;
+    let task = other.set_change_tracking(&vm, true).await.expect("a task");
+    wait(&other, &task).await;
+    until(&broker, "the flag", |c| c.vm(&vm.moref).is_some_and(|vm| vm.change_tracking)).await;
+    assert_eq!(broker.read(|cache| cache.vms().count()), 4);
+}
+
+/// Ends somebody's session, as an administrator would.
+async fn terminate(vcenter: &VCenter, session: &str) {
+    let manager = vcenter.content().await.expect("service content").session_manager.clone();
+    let repeat = gantry_control::vcenter::retry::Repeat::Changes;
+    let killed = vcenter.call("TerminateSession", &manager, "session", repeat, |w| {
+        w.text("sessionId", session);
+    });
+    killed.await.expect("the session ends");
 }
