@@ -6,7 +6,8 @@
 //!
 //! * [`vcenter`]: the typed client of the vSphere Web Services.
 //! * [`broker`]: the inventory of a vCenter, selection, a machine's configuration.
-//! * [`snapshots`]: what can be snapshotted.
+//! * [`snapshots`]: what can be snapshotted; making, finding and removing snapshots.
+//! * [`cbt`]: what has changed since the last restore point, or why everything is read.
 //! * [`transport`]: which transport modes can reach a frozen disk, and why not the others.
 //! * [`hotadd`]: a frozen disk attached to the proxy VM, and detached again.
 //! * [`ledger`]: what a session leaves behind in vSphere until it is undone.
@@ -19,6 +20,7 @@ pub mod limits;
 pub mod vcenter;
 pub mod broker;
 pub mod snapshots;
+pub mod cbt;
 pub mod transport;
 pub mod hotadd;
 pub mod ledger;

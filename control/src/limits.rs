@@ -64,3 +64,23 @@ pub const BROKER_PAUSE_MS: u64 = 1_000;
 pub const BROKER_PAUSE_MS_MAX: u64 = 60_000;
 /// Seconds that attaching or detaching a disk may take.
 pub const RECONFIGURE_SECONDS_MAX: u64 = 300;
+
+/// Separate changed areas of one disk, merged to whole blocks; beyond, the whole disk is read.
+pub const CBT_AREAS_MAX: usize = 1 << 20;
+/// Areas in one answer; vSphere gives 2,000.
+pub const CBT_PAGE_AREAS_MAX: usize = 65_536;
+/// Answers about one disk.
+pub const CBT_PAGES_MAX: usize = 100_000;
+
+/// Seconds that making a snapshot may take.
+pub const SNAPSHOT_CREATE_SECONDS_MAX: u64 = 30 * 60;
+/// Seconds that removing one may take: merging a large delta takes hours.
+pub const SNAPSHOT_REMOVE_SECONDS_MAX: u64 = 24 * 3600;
+/// Times that a snapshot is looked for after the answer to its creation was lost.
+pub const SNAPSHOT_LOOKS_MAX: u32 = 12;
+/// Milliseconds between those looks.
+pub const SNAPSHOT_LOOK_MS: u64 = 5_000;
+/// Seconds before each further round of removing a snapshot that will not go.
+pub const SNAPSHOT_ROUND_PAUSES_SECONDS: [u64; 3] = [10, 60, 300];
+/// Snapshots open on one datastore at a time, unless configured otherwise.
+pub const DATASTORE_SNAPSHOTS_MAX: usize = 4;
