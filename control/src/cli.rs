@@ -16,6 +16,7 @@ use crate::transport::ProxyFacts;
 use crate::vcenter::VCenter;
 
 mod probe;
+mod vm;
 
 /// Gantry: backs up vSphere virtual machines without agents, and brings them back.
 #[derive(Debug, Parser)]
@@ -35,6 +36,44 @@ enum Command {
         #[command(subcommand)]
         command: VcenterCommand,
     },
+    /// List virtual machines, back them up.
+    Vm {
+        #[command(subcommand)]
+        command: VmCommand,
+    },
+    /// Undo what an interrupted backup left in vCenter: attached disks, snapshots, leases. Every
+    /// backup begins with it.
+    Cleanup(ConfigArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum VmCommand {
+    /// List the virtual machines of the vCenter.
+    List(ConfigArguments),
+    /// Back up virtual machines, one after the other: snapshot, changed blocks, copy, clean-up.
+    Backup(BackupArguments),
+}
+
+#[derive(Debug, Args)]
+struct ConfigArguments {
+    /// Configuration file (TOML; see docs/operations.md).
+    #[arg(long, value_name = "FILE", env = "GANTRY_CONFIG")]
+    config: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct BackupArguments {
+    /// Names of the virtual machines.
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<String>,
+    /// Read everything that is allocated, whatever changed.
+    #[arg(long)]
+    full: bool,
+    #[command(flatten)]
+    config: ConfigArguments,
 }
 
 #[derive(Debug, Subcommand)]
@@ -113,6 +152,9 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Vcenter { command: VcenterCommand::Probe(arguments) } => {
                 probe::run(&arguments).await
             }
+            Command::Vm { command: VmCommand::List(arguments) } => vm::list(&arguments).await,
+            Command::Vm { command: VmCommand::Backup(arguments) } => vm::backup(&arguments).await,
+            Command::Cleanup(arguments) => vm::cleanup(&arguments).await,
         }
     })
 }

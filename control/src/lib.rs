@@ -13,6 +13,7 @@
 //! * [`ledger`]: what a session leaves behind in vSphere until it is undone.
 //! * [`mover`]: the data mover as a child process.
 //! * [`probe`]: what a vCenter says about itself, read-only.
+//! * [`session`]: one backup of one machine, and what an interrupted one left.
 //! * [`config`], [`cli`]: the command `gantry`.
 //! * [`limits`]: every bound of what talks to vSphere.
 
@@ -26,5 +27,6 @@ pub mod hotadd;
 pub mod ledger;
 pub mod mover;
 pub mod probe;
+pub mod session;
 pub mod config;
 pub mod cli;

@@ -353,7 +353,7 @@ impl VCenter {
         VimError { endpoint, method, object: object.to_owned(), kind: Box::new(kind) }
     }
 
-    pub(super) fn unexpected(&self, method: &'static str, object: &str, what: &str) -> VimError {
+    pub(crate) fn unexpected(&self, method: &'static str, object: &str, what: &str) -> VimError {
         self.error(method, object, ErrorKind::Unexpected(what.to_owned()))
     }
 }

@@ -1,0 +1,187 @@
+//! `gantry vm list|backup` and `gantry cleanup`: sessions without a service.
+//!
+//! In: a configuration file, names of machines. Out: reports. One machine after the other; the exit
+//! code is that of the first failure.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::units::format_bytes;
+use gantry_common::work::DiskProgress;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::{BackupArguments, ConfigArguments, connect, say, say_json};
+use crate::broker::Broker;
+use crate::config::Config;
+use crate::ledger::Ledger;
+use crate::mover::Mover;
+use crate::session::undo::{stranded, undo_all};
+use crate::session::{Session, SessionReport, SessionResult};
+
+/// How long the inventory may take at the start.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+
+struct Open {
+    config: Config,
+    broker: Broker,
+    ledger: Ledger,
+}
+
+async fn open(arguments: &ConfigArguments) -> Result<Open, Failure> {
+    let config = Config::load(&arguments.config)?;
+    let ledger = Ledger::open(&config.state)?;
+    let vcenter = connect(&config.vcenter)?;
+    vcenter.content().await.map_err(|error| error.failure())?;
+    let broker = Broker::start(vcenter);
+    let ready = broker.ready(READY_WITHIN).await;
+    ready.map_err(|text| Failure::new(FailureKind::Network, text))?;
+    Ok(Open { config, broker, ledger })
+}
+
+/// Undoes what is open, and tells what else bears Gantry's mark.
+async fn clean(open: &mut Open) -> Result<Vec<String>, Failure> {
+    let vcenter = open.broker.vcenter().clone();
+    let content = vcenter.content().await.map_err(|error| error.failure())?;
+    let id = content.instance_uuid.clone().unwrap_or_else(|| "esxi".to_owned());
+    let mut lines = undo_all(&vcenter, &id, &mut open.ledger).await?;
+    for (vm, snapshot) in stranded(&open.broker, &open.ledger) {
+        lines.push(format!(
+            "{vm} has the snapshot '{snapshot}', which this host did not make: if no other Gantry \
+             is at work on it, remove it in vCenter"
+        ));
+    }
+    Ok(lines)
+}
+
+async fn log_out(open: &Open) {
+    if let Err(error) = open.broker.vcenter().log_out().await {
+        tracing::info!("{error}");
+    }
+}
+
+pub(super) async fn cleanup(arguments: &ConfigArguments) -> Result<(), Failure> {
+    let mut open = open(arguments).await?;
+    let lines = clean(&mut open).await?;
+    let left = open.ledger.open_undos().len();
+    log_out(&open).await;
+    if arguments.json {
+        say_json(&json!({"done": lines, "open": left}))?;
+    } else {
+        lines.iter().for_each(|line| say(line));
+        say(&format!("{left} steps are still to be undone"));
+    }
+    match left {
+        0 => Ok(()),
+        _ => Err(Failure::new(FailureKind::Source, "not everything could be undone; see above")),
+    }
+}
+
+pub(super) async fn list(arguments: &ConfigArguments) -> Result<(), Failure> {
+    let open = open(arguments).await?;
+    let mut rows: Vec<_> = open.broker.read(|cache| {
+        let row = |facts: &crate::broker::VmFacts| {
+            json!({
+                "name": facts.name, "instance_uuid": facts.instance_uuid,
+                "folder": cache.folder_of(facts), "power": facts.power_state,
+                "template": facts.is_template, "cbt": facts.change_tracking,
+                "snapshots": facts.snapshots.len(),
+                "disks": facts.disks.values().map(|disk| json!({
+                    "label": disk.label, "capacity_bytes": disk.capacity_bytes, "file": disk.file,
+                })).collect::<Vec<_>>(),
+            })
+        };
+        cache.vms().map(|(_, facts)| row(facts)).collect()
+    });
+    rows.sort_by_key(|row| row["name"].as_str().unwrap_or_default().to_owned());
+    log_out(&open).await;
+    if arguments.json {
+        return say_json(&rows);
+    }
+    for row in &rows {
+        let disks = row["disks"].as_array().map_or(0, Vec::len);
+        let text = |field: &str| row[field].as_str().unwrap_or_default().to_owned();
+        say(&format!(
+            "{:<30} {:<12} {disks} disks  {}",
+            text("name"),
+            text("power"),
+            text("folder")
+        ));
+    }
+    Ok(())
+}
+
+pub(super) async fn backup(arguments: &BackupArguments) -> Result<(), Failure> {
+    let mut open = open(&arguments.config).await?;
+    for line in clean(&mut open).await? {
+        tracing::warn!("{line}");
+    }
+    let mover = Mover::new(open.config.mover()?);
+    let mut reports = Vec::new();
+    let mut first = Ok(());
+    for (number, vm) in arguments.vms.iter().enumerate() {
+        let id = format!("{}-{number}", session_id()?);
+        let Open { config, broker, ledger } = &mut open;
+        let session = Session::new(broker, config, &mover, ledger, (id, vm), arguments.full);
+        let bar = bar(vm);
+        let (report, result) = session.run(|disks| show(&bar, &disks)).await;
+        bar.finish_and_clear();
+        if !arguments.config.json {
+            print(&report);
+        }
+        reports.push(report);
+        first = first.and(result);
+    }
+    log_out(&open).await;
+    if arguments.config.json {
+        say_json(&reports)?;
+    }
+    first
+}
+
+/// Time and chance: no two sessions share one.
+fn session_id() -> Result<String, Failure> {
+    let mut random = [0u8; 8];
+    getrandom::fill(&mut random)
+        .map_err(|error| Failure::new(FailureKind::Internal, format!("random numbers: {error}")))?;
+    Ok(format!("{:016x}", u64::from_le_bytes(random)))
+}
+
+fn bar(vm: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg:24!} {bar:28} {bytes}/{total_bytes} ETA {eta}");
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar.set_message(vm.to_owned());
+    bar
+}
+
+fn show(bar: &ProgressBar, disks: &[DiskProgress]) {
+    bar.set_length(disks.iter().map(|disk| disk.todo_bytes).sum());
+    bar.set_position(disks.iter().map(|disk| disk.done_bytes).sum());
+}
+
+fn print(report: &SessionReport) {
+    let word = match report.result {
+        SessionResult::Success => "success",
+        SessionResult::Warning => "warning",
+        SessionResult::Failed => "failed",
+    };
+    let point = report.point.as_deref().unwrap_or("none");
+    say(&format!("{}: {word}, restore point {point}", report.vm));
+    if let Some(mover) = &report.mover {
+        let bytes = |field: &str| format_bytes(mover[field].as_u64().unwrap_or(0));
+        say(&format!(
+            "  processed {}, read {}, transferred {}",
+            bytes("bytes_processed"),
+            bytes("bytes_read"),
+            bytes("bytes_transferred")
+        ));
+    }
+    report.log.iter().for_each(|line| say(&format!("  - {line}")));
+}

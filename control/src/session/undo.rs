@@ -1,0 +1,94 @@
+//! Undoes what an earlier process left in vSphere: before anything else at each start.
+//!
+//! In: the ledger's open entries, the newest first (disks are detached before a snapshot goes). Out:
+//! what was done, and what is still open. Also finds snapshots with Gantry's mark that no ledger
+//! knows, and tells them. Must not: touch a snapshot that bears no mark of Gantry.
+
+use gantry_common::failure::Failure;
+
+use super::{freeze, road};
+use crate::broker::Broker;
+use crate::hotadd;
+use crate::ledger::{Ledger, Open, Undo};
+use crate::vcenter::{MoRef, VCenter, VmRef};
+
+/// Carries out every open undo of this vCenter; one line for each.
+///
+/// # Errors
+/// Only of the ledger: what could not be undone stays open and is a line.
+pub async fn undo_all(
+    vcenter: &VCenter,
+    vcenter_id: &str,
+    ledger: &mut Ledger,
+) -> Result<Vec<String>, Failure> {
+    let mut lines = Vec::new();
+    for open in ledger.open_undos() {
+        let of = match &open.undo {
+            Undo::RemoveSnapshot { vcenter, .. }
+            | Undo::DetachDisk { vcenter, .. }
+            | Undo::AbortLease { vcenter, .. } => vcenter,
+        };
+        if of != vcenter_id {
+            continue;
+        }
+        match undo(vcenter, &open).await {
+            Ok(line) => {
+                ledger.done(open.number)?;
+                lines.push(format!("session {}: {line}", open.session));
+            }
+            Err(failure) => {
+                lines.push(format!("session {}: still open: {failure}", open.session));
+            }
+        }
+    }
+    Ok(lines)
+}
+
+async fn undo(vcenter: &VCenter, open: &Open) -> Result<String, Failure> {
+    match &open.undo {
+        Undo::RemoveSnapshot { vm, vm_name, snapshot, .. } => {
+            let Some(moref) = find(vcenter, vm).await? else {
+                return Ok(format!("the machine '{vm_name}' is gone, and its snapshot with it"));
+            };
+            freeze::thaw(vcenter, &VmRef::new(moref, vm_name.as_str()), snapshot).await
+        }
+        Undo::DetachDisk { proxy_vm, file, .. } => {
+            let Some(moref) = find(vcenter, proxy_vm).await? else {
+                return Ok("the proxy is gone, and what was attached with it".to_owned());
+            };
+            let detached = hotadd::detach(vcenter, &VmRef::new(moref, "proxy"), file).await;
+            Ok(match detached.map_err(|error| error.failure())? {
+                true => format!("{file} was detached from the proxy"),
+                false => format!("{file} is not attached to the proxy (any more)"),
+            })
+        }
+        Undo::AbortLease { lease, .. } => {
+            road::abort_lease(vcenter, lease).await?;
+            Ok("the export lease was ended".to_owned())
+        }
+    }
+}
+
+async fn find(vcenter: &VCenter, instance_uuid: &str) -> Result<Option<MoRef>, Failure> {
+    vcenter.find_by_uuid(instance_uuid, true).await.map_err(|error| error.failure())
+}
+
+/// Snapshots with Gantry's mark that this ledger knows nothing of: machine and name.
+pub fn stranded(broker: &Broker, ledger: &Ledger) -> Vec<(String, String)> {
+    let known: Vec<String> = ledger
+        .open_undos()
+        .into_iter()
+        .filter_map(|open| match open.undo {
+            Undo::RemoveSnapshot { snapshot, .. } => Some(snapshot),
+            _ => None,
+        })
+        .collect();
+    broker.read(|cache| {
+        let marked = cache.vms().flat_map(|(_, facts)| {
+            let names = facts.snapshots.iter().map(|snapshot| snapshot.name.to_string());
+            let own = names.filter(|name| name.starts_with(freeze::MARK));
+            own.map(|name| (facts.name.to_string(), name)).collect::<Vec<_>>()
+        });
+        marked.filter(|(_, name)| !known.contains(name)).collect()
+    })
+}
