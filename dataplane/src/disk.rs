@@ -12,6 +12,8 @@ mod block_device;
 pub mod remote;
 mod work;
 mod nbd;
+pub mod credentials;
+mod https;
 mod open;
 
 use std::io;

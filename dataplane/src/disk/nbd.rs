@@ -19,7 +19,6 @@ use std::rc::Rc;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use gantry_common::limits;
 use gantry_common::source::{NbdAddress, NbdSource};
 
 use self::connect::{Connected, connect};
@@ -232,9 +231,6 @@ impl Keeper {
         Ok(connected)
     }
 }
-
-/// How long an NBD server may fail.
-pub(super) const PATIENCE: Duration = Duration::from_millis(limits::SOURCE_PATIENCE_MS_MAX);
 
 #[cfg(test)]
 mod tests;

@@ -6,12 +6,17 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use gantry_common::source::{SourceFormat, SourceSpec, uuid_digits};
+use gantry_common::limits;
+use gantry_common::source::{HttpAuth, SourceFormat, SourceSpec, uuid_digits};
 
-use super::nbd::{self, NbdDisk};
+use super::credentials::CredentialSource;
+use super::https::HttpsDisk;
+use super::nbd::NbdDisk;
 use super::remote::RemoteError;
 use super::{Disk, DiskError};
 
+/// How long a source may fail without one read that succeeds.
+const PATIENCE: Duration = Duration::from_millis(limits::SOURCE_PATIENCE_MS_MAX);
 /// Where udev puts names of devices that hold their UUIDs.
 const BY_ID: &str = "/dev/disk/by-id";
 /// How long a disk that was attached may take to appear.
@@ -27,7 +32,24 @@ impl Disk {
     /// # Errors
     /// [`DiskError`], naming the source and what to do.
     pub fn open_source(spec: &SourceSpec) -> Result<Disk, DiskError> {
+        Disk::open_source_with(spec, None)
+    }
+
+    /// As [`Disk::open_source`]; `credentials` take the place of those in the specification, so that
+    /// a control plane can renew them.
+    ///
+    /// # Errors
+    /// As [`Disk::open_source`].
+    pub fn open_source_with(
+        spec: &SourceSpec,
+        credentials: Option<CredentialSource>,
+    ) -> Result<Disk, DiskError> {
         spec.check()?;
+        let credentials = |auth: &HttpAuth| match credentials {
+            Some(fed) => Ok(fed),
+            None => CredentialSource::new(auth)
+                .map_err(|what| RemoteError::new(what, "correct the file with the credentials")),
+        };
         let remote = |source: RemoteError| DiskError::Remote { label: spec.label(), source };
         match spec {
             SourceSpec::Path { path, format: SourceFormat::Auto | SourceFormat::Raw } => {
@@ -38,10 +60,15 @@ impl Disk {
                 Disk::open(&device_of(uuid, folder, APPEARS_WITHIN)?, true)
             }
             SourceSpec::Nbd(source) => {
-                let disk = NbdDisk::open(source, nbd::PATIENCE).map_err(remote)?;
+                let disk = NbdDisk::open(source, PATIENCE).map_err(remote)?;
                 Ok(Disk::of_remote(Box::new(disk)))
             }
-            SourceSpec::Path { .. } | SourceSpec::Https(_) | SourceSpec::Nfc(_) => {
+            SourceSpec::Https(source) => {
+                let credentials = credentials(&source.auth).map_err(remote)?;
+                let opened = HttpsDisk::open(source, spec.label(), credentials, PATIENCE);
+                Ok(Disk::of_remote(Box::new(opened.map_err(remote)?)))
+            }
+            SourceSpec::Path { .. } | SourceSpec::Nfc(_) => {
                 Err(remote(RemoteError::new("this kind is not built yet", "choose another")))
             }
         }

@@ -64,16 +64,17 @@ pub(super) struct Patience {
     limit: Duration,
     failing_since: Option<Instant>,
     failures: u32,
+    waits_until: Option<Instant>,
 }
 
 impl Patience {
     pub(super) fn new(limit: Duration) -> Patience {
-        Patience { limit, failing_since: None, failures: 0 }
+        Patience { limit, failing_since: None, failures: 0, waits_until: None }
     }
 
     /// Something was read.
     pub(super) fn success(&mut self) {
-        (self.failing_since, self.failures) = (None, 0);
+        (self.failing_since, self.failures, self.waits_until) = (None, 0, None);
     }
 
     /// Something failed that may pass: how long to wait before the next attempt, or nothing if it
@@ -83,10 +84,16 @@ impl Patience {
         if now.duration_since(since) >= self.limit {
             return None;
         }
+        // Several connections that fail at once are one failure.
+        if let Some(until) = self.waits_until.filter(|until| now < *until) {
+            return Some(until - now);
+        }
         let (least, most) = limits::SOURCE_BACKOFF_MS;
-        let wait = least.saturating_mul(1 << self.failures.min(10)).min(most);
+        let wait =
+            Duration::from_millis(least.saturating_mul(1 << self.failures.min(10)).min(most));
         self.failures += 1;
-        Some(Duration::from_millis(wait))
+        self.waits_until = Some(now + wait);
+        Some(wait)
     }
 }
 
@@ -103,6 +110,11 @@ impl Shared {
     /// The next job. Callers that wait get jobs in turn.
     pub(super) async fn next_job(&self) -> Option<Job> {
         self.queue.lock().await.recv().await
+    }
+
+    /// Keeps a job while it is worked on.
+    pub(super) fn hold(self: &Rc<Self>, job: Job) -> Held {
+        Held { job: Some(job), shared: Rc::clone(self) }
     }
 
     /// Puts a job back: it was not done.
@@ -148,6 +160,40 @@ impl Shared {
         while let Some(job) = self.next_job().await {
             let reason = self.failed.get().cloned();
             job.fail(reason.unwrap_or_else(|| RemoteError::new("it was given up", "try again")));
+        }
+    }
+}
+
+/// A job that is worked on; dropped without an answer, it goes back to the queue.
+pub(super) struct Held {
+    job: Option<Job>,
+    shared: Rc<Shared>,
+}
+
+impl Held {
+    /// The block that is to be read, if that is the job.
+    pub(super) fn request(&mut self) -> Option<&mut ReadRequest> {
+        match &mut self.job.as_mut()?.work {
+            Work::Read(request) => Some(request),
+            Work::Extents { .. } => None,
+        }
+    }
+
+    /// Answers a read.
+    pub(super) fn complete(mut self, result: Result<(), RemoteError>) {
+        match (self.job.take(), result) {
+            (Some(Job { work: Work::Read(request), .. }), result) => request.complete(result),
+            (Some(job), Err(error)) => job.fail(error),
+            // Sources that tell no extents are not asked for them.
+            (other, _) => drop(other),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(job) = self.job.take() {
+            self.shared.again(job);
         }
     }
 }
@@ -262,8 +308,15 @@ mod tests {
         let start = Instant::now();
         let mut patience = Patience::new(Duration::from_secs(60));
         let at = |ms| start + Duration::from_millis(ms);
-        let waits: Vec<u128> =
-            (0..8).map(|n| patience.failure(at(n)).unwrap().as_millis()).collect();
+        let mut now = 0;
+        let waits: Vec<u128> = (0..8)
+            .map(|_| {
+                let wait = patience.failure(at(now)).unwrap().as_millis();
+                assert_eq!(patience.failure(at(now + 10)).unwrap().as_millis(), wait - 10);
+                now += wait as u64;
+                wait
+            })
+            .collect();
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         assert!(patience.failure(at(59_999)).is_some());
         assert!(patience.failure(at(60_000)).is_none());
