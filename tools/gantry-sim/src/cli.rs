@@ -88,10 +88,9 @@ pub fn run() -> Result<()> {
 }
 
 async fn start(arguments: Arguments) -> Result<()> {
-    let root = match &arguments.root {
-        Some(root) => root.clone(),
-        None => std::env::temp_dir().join(format!("gantry-sim-{}", std::process::id())),
-    };
+    // Held to the end: a private folder goes with the program.
+    let private = tempfile::Builder::new().prefix("gantry-sim-").tempdir()?;
+    let root = arguments.root.clone().unwrap_or_else(|| private.path().to_owned());
     std::fs::create_dir_all(&root).with_context(|| format!("folder {}", root.display()))?;
     let file = arguments.password_file.clone().unwrap_or_else(|| root.join("password"));
     let options = options(&arguments, root, password(&file)?)?;

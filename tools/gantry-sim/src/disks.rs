@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 
 use crate::fault::Fault;
+use crate::site::Site;
 use crate::site::inventory::NewDisk;
-use crate::site::machine::{Disk, Link, LinkKind, Machine, Power};
-use crate::site::{Site, inventory};
+use crate::site::machine::{Disk, Link, LinkKind, Machine, Power, Snapshot};
 use crate::storage::{
     self, ChangeTrackingFault, DatastoreKind, DatastorePath, DiskId, DiskInfo, DiskSpec,
     SnapshotId, SnapshotInfo, SparseFormat, Storage, StorageError,
@@ -39,6 +39,7 @@ pub fn prepare(site: &mut Site, disks: &[NewDisk], storage: &Storage) -> Result<
         let kind = match store.kind.as_str() {
             "VMFS" => DatastoreKind::Vmfs6,
             "VMFS5" => DatastoreKind::Vmfs5,
+            "vsan" => DatastoreKind::Vsan,
             _ => DatastoreKind::Nfs,
         };
         storage.add_datastore(&store.name, kind).with_context(|| store.name.clone())?;
@@ -55,6 +56,7 @@ pub fn prepare(site: &mut Site, disks: &[NewDisk], storage: &Storage) -> Result<
         let found = create(disk, new, storage);
         disk.storage = Some(found.with_context(|| format!("{name}, {}", disk.label))?);
     }
+    adopt(site, storage)?;
     for machine in site.machines.values_mut() {
         let own = machine.own_disks();
         if machine.cbt {
@@ -63,8 +65,52 @@ pub fn prepare(site: &mut Site, disks: &[NewDisk], storage: &Storage) -> Result<
         if machine.power == Power::On {
             storage.power_on(&own)?;
         }
-        let facts = Facts::gather(storage, &own, &[]).map_err(|f| anyhow::anyhow!(f.message))?;
+        let facts = Facts::gather(storage, &own, &machine.own_snapshots())
+            .map_err(|f| anyhow::anyhow!(f.message))?;
         facts.apply(machine);
+    }
+    Ok(())
+}
+
+/// Shows snapshots that an earlier run left, whose names are not known any more, and takes back
+/// what it had attached.
+fn adopt(site: &mut Site, storage: &Storage) -> Result<()> {
+    for attached in storage.attached() {
+        storage.hot_remove(&attached.file, &attached.proxy)?;
+    }
+    for id in storage.snapshots() {
+        let info = storage.snapshot_info(id)?;
+        let holds = |machine: &&mut Machine| {
+            let own = machine.own_disks();
+            info.disks.iter().any(|held| own.contains(&held.disk))
+        };
+        let Some(machine) = site.machines.values_mut().find(holds) else { continue };
+        let parent =
+            machine.snapshots.iter().find(|s| s.storage.is_some() && s.storage == info.parent);
+        let parent = parent.map(|parent| parent.id);
+        machine.snapshots.push(Snapshot {
+            id: site.next_snapshot,
+            number: machine.next_snapshot,
+            name: format!("{id} of an earlier run"),
+            description: String::new(),
+            created: site.started,
+            quiesced: false,
+            power: Power::Off,
+            parent,
+            disks: machine.disks.clone(),
+            cbt: machine.cbt,
+            storage: Some(id),
+        });
+        machine.current = Some(site.next_snapshot);
+        machine.next_snapshot += 1;
+        site.next_snapshot += 1;
+    }
+    for machine in site.machines.values_mut() {
+        for disk in machine.own_disks() {
+            let Some(at) = storage.disk(disk)?.current_snapshot else { continue };
+            let at = machine.snapshots.iter().find(|snapshot| snapshot.storage == Some(at));
+            machine.current = at.map(|snapshot| snapshot.id).or(machine.current);
+        }
     }
     Ok(())
 }
@@ -128,7 +174,7 @@ impl Facts {
             .collect();
         for disk in machine.disks.iter_mut().filter(|disk| !disk.attached) {
             let Some(info) = disk.storage.and_then(|id| self.disks.get(&id)) else { continue };
-            disk.chain = chain(info, &frozen);
+            disk.chain = chain(&info.chain, info.change_id.as_ref(), &frozen);
             disk.capacity_bytes = info.capacity_bytes;
             disk.uuid.clone_from(&info.uuid);
         }
@@ -139,42 +185,31 @@ impl Facts {
             for held in &info.disks {
                 let disk = snapshot.disks.iter_mut().find(|disk| disk.storage == Some(held.disk));
                 let Some(disk) = disk else { continue };
-                let live = self.disks.get(&held.disk).map(|info| chain(info, &frozen));
-                let file = held.file.to_string();
-                disk.chain = frozen_chain(live.unwrap_or_default(), &file, held.change_id.as_ref());
+                disk.chain = chain(&held.chain, held.change_id.as_ref(), &frozen);
                 disk.capacity_bytes = held.capacity_bytes;
             }
         }
     }
 }
 
-fn chain(info: &DiskInfo, frozen: &BTreeMap<String, Option<String>>) -> Vec<Link> {
-    let links = info.chain.iter().enumerate().map(|(at, link)| {
+/// A chain as projections show it; older links have the change ids at which they were frozen.
+fn chain(
+    links: &[storage::Link],
+    first: Option<&String>,
+    frozen: &BTreeMap<String, Option<String>>,
+) -> Vec<Link> {
+    let links = links.iter().enumerate().map(|(at, link)| {
         let file = link.file.to_string();
         let known = frozen.get(&file).cloned().flatten();
-        let change_id = if at == 0 { info.change_id.clone() } else { known };
+        let change_id = if at == 0 { first.cloned() } else { known };
         let kind = match link.kind {
             storage::LinkKind::Flat => LinkKind::Flat,
             storage::LinkKind::Delta(SparseFormat::SeSparse) => LinkKind::SeSparse,
             storage::LinkKind::Delta(SparseFormat::Cowd) => LinkKind::VmfsSparse,
         };
-        let content_id = inventory::stable_uuid(&["content", &file])[..8].to_owned();
-        Link { file, kind, change_id, content_id }
+        Link { file, kind, change_id, content_id: format!("{:08x}", link.content_id) }
     });
     links.collect()
-}
-
-/// The chain from a frozen file down. On a branch that the machine has left only the file is known.
-fn frozen_chain(live: Vec<Link>, file: &str, change_id: Option<&String>) -> Vec<Link> {
-    let at = live.iter().position(|link| link.file == file);
-    let mut chain: Vec<Link> = at.map(|at| live[at..].to_vec()).unwrap_or_else(|| {
-        let content_id = inventory::stable_uuid(&["content", file])[..8].to_owned();
-        vec![Link { file: file.to_owned(), kind: LinkKind::SeSparse, change_id: None, content_id }]
-    });
-    if let Some(first) = chain.first_mut() {
-        first.change_id = change_id.cloned();
-    }
-    chain
 }
 
 /// The vSphere fault that an error of the engine becomes.

@@ -58,10 +58,18 @@ fn run(command: &mut Command) {
     print!("{said}");
 }
 
+fn drive(sim: &Sim, steps: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pyvmomi_drive.py");
+    run(Command::new(python()).arg(script).arg(&sim.ready).arg(steps));
+}
+
+/// One test, so that the environment is made once.
 #[test]
 fn pyvmomi_drives_the_simulator() {
     let root = tempfile::tempdir().expect("a folder");
     let sim = start(root.path(), &[]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pyvmomi_drive.py");
-    run(Command::new(python()).arg(script).arg(&sim.ready));
+    drive(&sim, "step_");
+    drive(&sim, "before_a_kill");
+    drop(sim);
+    drive(&start(root.path(), &[]), "after_a_kill");
 }

@@ -1,7 +1,8 @@
 """Drives gantry-sim with pyVmomi, the official client, and asserts every step.
 
-In: the JSON line that gantry-sim prints, as the first argument. Out: one line a step; the first
-step that goes wrong ends with its traceback. Steps are functions named step_*, run in order.
+In: the JSON line that gantry-sim prints, as the first argument; which functions, by the beginning
+of their names, as the second (step_ when absent). Out: one line a step; the first
+step that goes wrong ends with its traceback. They run in their order here.
 """
 
 import json
@@ -632,10 +633,29 @@ def step_hostile_documents(si):
     assert SI.CurrentTime()
 
 
+def before_a_kill(si):
+    vm, proxy = machine(si, "web0"), machine(si, "gantry-proxy0")
+    WaitForTask(vm.CreateSnapshot_Task("left", "", False, False))
+    frozen = disks(vm.snapshot.currentSnapshot.config)[0].backing.fileName
+    WaitForTask(proxy.ReconfigVM_Task(attach_spec(frozen)))
+
+
+def after_a_kill(si):
+    vm = machine(si, "web0")
+    assert vm.snapshot.currentSnapshot == vm.snapshot.rootSnapshotList[0].snapshot
+    assert disks(vm.config)[0].backing.fileName == "[vmfs0] web0/web0-000001.vmdk"
+    assert len(disks(machine(si, "gantry-proxy0").config)) == 1
+    WaitForTask(vm.RemoveAllSnapshots_Task())
+    assert vm.snapshot is None and not vm.runtime.consolidationNeeded
+    assert disks(vm.config)[0].backing.fileName == "[vmfs0] web0/web0.vmdk"
+
+
 def main():
     global SI
     SI = connect()
-    steps = [(n, f) for n, f in globals().items() if n.startswith("step_")]
+    prefix = sys.argv[2] if len(sys.argv) > 2 else "step_"
+    steps = [(n, f) for n, f in globals().items() if n.startswith(prefix)]
+    assert steps, prefix
     for name, step in steps:
         started = time.monotonic()
         step(SI)
