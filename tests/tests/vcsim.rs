@@ -1,8 +1,13 @@
 //! Gantry's vSphere client against vcsim, a vCenter that Gantry's developers did not write.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
+use gantry_common::ids::SessionId;
 use gantry_control::broker::{Broker, Cache, Rule, Selection, VmConfig, select};
+use gantry_control::cbt::{self, query::DiskQuery};
+use gantry_control::snapshots::{self, Mark, NewRequest, Removal, Whose};
 use gantry_control::vcenter::property::{Properties, Start};
 use gantry_control::vcenter::virtual_machine::NewSnapshot;
 use gantry_control::vcenter::{
@@ -100,11 +105,11 @@ async fn change_tracking_and_snapshots() {
     let error = vcenter.query_changed_disk_areas(&vm, &query).await.expect_err("vcsim lacks it");
     assert!(error.is_unsupported(), "{error}");
     assert!(error.to_string().contains(&vm.name), "{error}");
-    let task = vcenter.remove_snapshot(&vm, &snapshot, true).await.expect("a task");
+    let task = vcenter.remove_snapshot(&vm, &snapshot).await.expect("a task");
     wait(&vcenter, &task).await;
     let content = vcenter.properties_of(&vm.moref, &vm.name, &["snapshot"]).await;
     assert!(content.expect("properties").get("snapshot").is_none());
-    let error = vcenter.remove_snapshot(&vm, &snapshot, true).await.expect_err("it is gone");
+    let error = vcenter.remove_snapshot(&vm, &snapshot).await.expect_err("it is gone");
     assert!(error.is_gone(), "{error}");
 }
 
@@ -202,4 +207,77 @@ async fn terminate(vcenter: &VCenter, session: &str) {
         w.text("sessionId", session);
     });
     killed.await.expect("the session ends");
+}
+
+fn no_disks_attached(_: VmRef) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
+    Box::pin(async { Ok(()) })
+}
+
+#[tokio::test]
+async fn a_snapshot_is_made_read_and_removed_and_cbt_falls_back() {
+    let vcsim = Vcsim::start(1);
+    let vcenter = vcenter(&vcsim);
+    let vm = machines(&vcenter).await.remove(0);
+    let mark = Mark::new(SessionId([1; 16]), "vcsim");
+    let request =
+        NewRequest { vm: &vm, mark: &mark, quiesce: false, timeout: MINUTE, cancel: None };
+    let snapshot = snapshots::create(&vcenter, request).await.expect("a snapshot");
+    assert_eq!(snapshot.name, mark.name());
+    let disk = snapshot.disks.first().expect("its disk").facts.clone();
+    assert_eq!((disk.datastore_name(), disk.change_id.as_deref()), ("LocalDS_0", None));
+
+    // vcsim knows no changed areas: the run reads everything, and says why.
+    let query = DiskQuery {
+        vm: &vm,
+        snapshot: &snapshot.moref,
+        device_key: disk.key,
+        capacity_bytes: disk.capacity_bytes,
+        block_bytes: 1 << 20,
+    };
+    let error = cbt::allocated_extents(&vcenter, &query).await.expect_err("vcsim lacks it");
+    let cbt::QueryError::Call(call) = &error else { panic!("{error}") };
+    assert!(call.is_unsupported(), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("QueryChangedDiskAreas") && text.contains(&vm.name), "{text}");
+
+    let removal = Removal::new(&vm, Whose::Named(mark.name()), &no_disks_attached, &[]);
+    let removed = snapshots::remove(&vcenter, removal).await.expect("the machine is there");
+    assert!(removed.is_clean() && removed.gone == [mark.name()], "{removed:?}");
+    let removal = Removal::new(&vm, Whose::Named(mark.name()), &no_disks_attached, &[]);
+    let removed = snapshots::remove(&vcenter, removal).await.expect("the machine is there");
+    assert!(removed.is_clean() && removed.rounds == 0, "removing twice succeeds: {removed:?}");
+}
+
+#[tokio::test]
+async fn stranded_snapshots_go_and_foreign_ones_stay() {
+    let vcsim = Vcsim::start(1);
+    let vcenter = vcenter(&vcsim);
+    let vm = machines(&vcenter).await.remove(0);
+    let name = |session: u8, owner| Mark::new(SessionId([session; 16]), owner).name();
+    let stranded = name(1, "ours");
+    let all = ["by hand", &stranded, &name(2, "ours"), &name(3, "another gantry")];
+    for name in all {
+        let new = NewSnapshot { name, description: "", quiesce: false };
+        let task = vcenter.create_snapshot(&vm, &new).await.expect("a task");
+        wait(&vcenter, &task).await;
+    }
+    let whose = || Whose::Stranded { owner: "ours".into(), running: vec![SessionId([2; 16])] };
+    // A disk that cannot be detached: nothing is touched, and all rounds are used.
+    let busy = |_: VmRef| -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
+        Box::pin(async { Err("the proxy does not answer".to_owned()) })
+    };
+    let pauses = [Duration::from_millis(1); 3];
+    let removal = Removal::new(&vm, whose(), &busy, &pauses);
+    let removed = snapshots::remove(&vcenter, removal).await.expect("the machine is there");
+    assert_eq!((removed.rounds, removed.errors.len()), (4, 4), "{removed:?}");
+    assert_eq!(removed.left, [stranded.clone()]);
+    let removal = Removal::new(&vm, whose(), &no_disks_attached, &pauses);
+    let removed = snapshots::remove(&vcenter, removal).await.expect("the machine is there");
+    assert!(removed.is_clean() && removed.gone == [stranded.clone()], "{removed:?}");
+    let left = snapshots::create::list(&vcenter, &vm).await.expect("a list");
+    let mut left: Vec<_> = left.iter().map(|snapshot| snapshot.name.to_string()).collect();
+    left.sort();
+    let mut expected = [all[0], all[2], all[3]].map(str::to_owned).to_vec();
+    expected.sort();
+    assert_eq!(left, expected);
 }

@@ -50,7 +50,8 @@ pub struct Snapshot {
     pub moref: MoRef,
     /// Its name.
     pub name: String,
-    /// Its disks, by device key; independent ones are left out.
+    /// Its disks, by device key; independent ones and raw devices in physical mode are left out,
+    /// since vSphere does not freeze them.
     pub disks: Vec<FrozenDisk>,
 }
 
@@ -181,7 +182,9 @@ pub async fn frozen_disks(
     let content = vcenter.properties_of(snapshot, &vm.to_string(), &[path]).await?;
     let devices = content.get(path).map(Devices::parse).unwrap_or_default();
     let kinds = devices.controllers;
-    let dependent = devices.disks.into_values().filter(|disk| !disk.mode.is_independent());
+    let is_frozen =
+        |disk: &DiskFacts| !disk.mode.is_independent() && disk.backing != BackingKind::RdmPhysical;
+    let dependent = devices.disks.into_values().filter(is_frozen);
     let frozen = dependent.map(|facts| {
         let controller = kinds.get(&facts.controller_key).map(|controller| controller.kind);
         FrozenDisk { facts, controller }

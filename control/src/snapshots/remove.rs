@@ -6,7 +6,7 @@
 //! | round | method |
 //! | --- | --- |
 //! | 1 | `RemoveSnapshot_Task` |
-//! | 2 | the same with consolidation, then `ConsolidateVMDisks_Task` |
+//! | 2 | the same, then `ConsolidateVMDisks_Task` |
 //! | 3, 4 | a new snapshot and then `RemoveAllSnapshots_Task`, only if every snapshot is Gantry's; else as 2 |
 //!
 //! Invariants: a foreign snapshot is never removed; nothing is removed before the hot-added disks
@@ -110,7 +110,7 @@ impl Removed {
 pub enum Method {
     /// `RemoveSnapshot_Task`.
     Remove,
-    /// With consolidation, and `ConsolidateVMDisks_Task` afterwards.
+    /// The same, and `ConsolidateVMDisks_Task` afterwards.
     RemoveAndConsolidate,
     /// A new snapshot, then `RemoveAllSnapshots_Task`.
     RemoveAll,
@@ -210,7 +210,7 @@ async fn act(
     let mut failed = None;
     for snapshot in ours {
         let removed = async {
-            let task = vcenter.remove_snapshot(vm, &snapshot.moref, consolidate).await?;
+            let task = vcenter.remove_snapshot(vm, &snapshot.moref).await?;
             wait(vcenter, vm, "RemoveSnapshot_Task", &task).await
         };
         match removed.await {

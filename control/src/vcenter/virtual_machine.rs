@@ -86,19 +86,15 @@ impl VCenter {
         .await
     }
 
-    /// Begins to remove one snapshot, keeping its children; `consolidate` also merges what it
-    /// leaves.
+    /// Begins to remove one snapshot, keeping its children. Its disks are merged, which is the
+    /// service's default: with `consolidate` false the delta files would stay, and the machine would
+    /// go on writing to one of them.
     ///
     /// # Errors
     /// As any call.
-    pub async fn remove_snapshot(
-        &self,
-        vm: &VmRef,
-        snapshot: &MoRef,
-        consolidate: bool,
-    ) -> Result<MoRef, VimError> {
+    pub async fn remove_snapshot(&self, vm: &VmRef, snapshot: &MoRef) -> Result<MoRef, VimError> {
         self.begin("RemoveSnapshot_Task", snapshot, vm, |w| {
-            w.value("removeChildren", false).value("consolidate", consolidate);
+            w.value("removeChildren", false).value("consolidate", true);
         })
         .await
     }
