@@ -184,7 +184,7 @@ pub async fn thaw(vcenter: &VCenter, vm: &VmRef, name: &str) -> Result<String, F
     };
     let object = vm.to_string();
     let removed = async {
-        let task = vcenter.remove_snapshot(vm, &snapshot.moref, true).await?;
+        let task = vcenter.remove_snapshot(vm, &snapshot.moref).await?;
         let wait = TaskWait::new("RemoveSnapshot_Task", &object, REMOVE_WITHIN);
         vcenter.wait_for_task(&task, wait).await
     };
