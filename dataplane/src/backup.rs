@@ -273,6 +273,15 @@ fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
         let disk = Disk::open_source(&source.spec).map_err(Failure::from)?;
         let label = disk.label().to_owned();
         log.extend(disk.notes().iter().map(|note| format!("disk {label}: {note}")));
+        if disk.is_stream() && source.changed_extents.is_some() {
+            return Err(Failure::new(
+                FailureKind::Usage,
+                format!(
+                    "disk {label} is an export stream, which is read as a whole: leave its changed \
+                     extents out, or choose another transport mode"
+                ),
+            ));
+        }
         let identity = source.identity.clone().unwrap_or_else(|| disk.identity().to_owned());
         if offers.iter().any(|offer: &DiskOffer| offer.identity == identity) {
             return Err(Failure::new(
@@ -292,20 +301,27 @@ fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
             label: label.clone(),
             size_bytes: disk.size_bytes(),
             block_size: options.block_size,
-            snapshot: options.snapshot.clone().unwrap_or_else(|| disk.fingerprint().to_owned()),
+            snapshot: match &options.snapshot {
+                Some(snapshot) if !disk.is_stream() => snapshot.clone(),
+                _ => disk.fingerprint().to_owned(),
+            },
             read_digest: read_digest(options.base, source),
             base,
             change_id: source.change_id.clone(),
         });
+        // A stream tells by itself what is allocated, and a sample of it cannot be read before it.
+        let is_stream = disk.is_stream();
         let plan = PlanOptions {
             force_full: options.full,
             changed_extents: source.changed_extents.clone(),
             extents_base: options.base,
-            allocated_extents: source.allocated_extents.clone(),
-            audit: options.audit_per_million.map(|per_million| AuditOptions {
-                per_million,
-                blocks_min: limits::AUDIT_BLOCKS_MIN,
-                seed: audit_seed(&offers[offers.len() - 1]),
+            allocated_extents: source.allocated_extents.clone().filter(|_| !is_stream),
+            audit: options.audit_per_million.filter(|_| !is_stream).map(|per_million| {
+                AuditOptions {
+                    per_million,
+                    blocks_min: limits::AUDIT_BLOCKS_MIN,
+                    seed: audit_seed(&offers[offers.len() - 1]),
+                }
             }),
         };
         disks.push(SessionDisk::new(label, disk, options.block_size, plan));

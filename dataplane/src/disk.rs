@@ -14,6 +14,9 @@ mod work;
 mod nbd;
 pub mod credentials;
 mod https;
+mod vmdk;
+mod nfc;
+mod detect;
 mod open;
 
 use std::io;
@@ -21,11 +24,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::limits;
 use gantry_common::source::SourceSpecError;
 use gantry_uring::direct::Access;
+use gantry_vmdk::VmdkError;
 
 use local::LocalFile;
 use remote::{RemoteError, RemoteSource};
+use vmdk::{FlatVmdk, Vmdk};
 
 /// Why a disk cannot be backed up.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +80,17 @@ pub enum DiskError {
         /// The system's error.
         source: io::Error,
     },
+    /// Name and content disagree about what a file is.
+    #[error("{path}: {why}; say which it is with --source-format raw or --source-format vmdk")]
+    Unclear {
+        /// The path as given.
+        path: PathBuf,
+        /// What speaks for which.
+        why: &'static str,
+    },
+    /// A VMDK cannot be opened or understood.
+    #[error(transparent)]
+    Vmdk(#[from] VmdkError),
     /// The specification itself is wrong.
     #[error(transparent)]
     Spec(#[from] SourceSpecError),
@@ -124,6 +141,7 @@ pub struct Place {
 #[derive(Debug)]
 enum Media {
     Local(LocalFile),
+    Flat(FlatVmdk),
     Remote(Box<dyn RemoteSource>),
 }
 
@@ -149,10 +167,30 @@ impl Disk {
         Ok(Disk { label, notes, media: Media::Local(file) })
     }
 
+    /// Opens a VMDK with all its extents and parents.
+    ///
+    /// # Errors
+    /// [`DiskError`] for what cannot be opened or understood.
+    pub fn open_vmdk(path: &Path, direct: bool) -> Result<Disk, DiskError> {
+        let flat = match Vmdk::open(path, direct)? {
+            Vmdk::Flat(flat) => flat,
+            Vmdk::Sparse(sparse) => return Ok(Disk::of_remote(Box::new(sparse))),
+        };
+        let mut notes = vec![flat.opened.describe()];
+        notes.extend(flat.access.note.as_ref().map(|n| format!("not read with O_DIRECT: {n}")));
+        let label = path.display().to_string();
+        Ok(Disk { label, notes, media: Media::Flat(flat) })
+    }
+
     /// A disk that is read by requests to `source`.
     pub fn of_remote(source: Box<dyn RemoteSource>) -> Disk {
         let (label, notes) = (source.label().to_owned(), source.notes());
         Disk { label, notes, media: Media::Remote(source) }
+    }
+
+    fn with_note(mut self, note: Option<&str>) -> Disk {
+        self.notes.extend(note.map(str::to_owned));
+        self
     }
 
     /// Name for messages: the path, or where the source is.
@@ -169,6 +207,7 @@ impl Disk {
     pub fn size_bytes(&self) -> u64 {
         match &self.media {
             Media::Local(file) => file.size_bytes(),
+            Media::Flat(flat) => flat.opened.size_bytes(),
             Media::Remote(source) => source.size_bytes(),
         }
     }
@@ -177,6 +216,7 @@ impl Disk {
     pub fn sector_bytes(&self) -> u32 {
         match &self.media {
             Media::Local(file) => file.sector_bytes(),
+            Media::Flat(_) => raw_file::SECTOR_BYTES,
             Media::Remote(source) => source.sector_bytes(),
         }
     }
@@ -186,6 +226,7 @@ impl Disk {
     pub fn access(&self) -> Option<&Access> {
         match &self.media {
             Media::Local(file) => Some(file.access()),
+            Media::Flat(flat) => Some(&flat.access),
             Media::Remote(_) => None,
         }
     }
@@ -206,6 +247,7 @@ impl Disk {
     pub fn identity(&self) -> &str {
         match &self.media {
             Media::Local(file) => file.identity(),
+            Media::Flat(flat) => flat.opened.identity(),
             Media::Remote(source) => source.identity(),
         }
     }
@@ -216,6 +258,7 @@ impl Disk {
     pub fn fingerprint(&self) -> &str {
         match &self.media {
             Media::Local(file) => file.fingerprint(),
+            Media::Flat(flat) => flat.opened.fingerprint(),
             Media::Remote(source) => source.fingerprint(),
         }
     }
@@ -223,14 +266,23 @@ impl Disk {
     /// What takes read requests, if the disk is not read by descriptor.
     pub fn remote(&self) -> Option<&dyn RemoteSource> {
         match &self.media {
-            Media::Local(_) => None,
+            Media::Local(_) | Media::Flat(_) => None,
             Media::Remote(source) => Some(&**source),
         }
     }
 
+    /// Whether it can be read only once, from front to back: then only everything can be backed up,
+    /// and an interrupted attempt cannot be resumed.
+    pub fn is_stream(&self) -> bool {
+        self.remote().is_some_and(RemoteSource::is_stream)
+    }
+
     /// Where the bytes at `offset` are, of a disk that is read by descriptor.
     pub fn place(&self, offset: u64) -> Place {
-        Place { file: 0, offset, len: u64::MAX - offset }
+        match &self.media {
+            Media::Flat(flat) => flat.place(offset),
+            _ => Place { file: 0, offset, len: u64::MAX - offset },
+        }
     }
 
     /// A descriptor more of one of the disk's open files, for a ring's file table; nothing if it
@@ -238,6 +290,11 @@ impl Disk {
     pub fn descriptor(&self, file: u32) -> Result<Option<OwnedFd>, DiskError> {
         match &self.media {
             Media::Local(local) if file == 0 => local.descriptor().map(Some),
+            Media::Flat(flat) => flat.descriptor(file).map_err(|source| DiskError::Query {
+                path: self.label.clone().into(),
+                action: "duplicate the descriptor",
+                source,
+            }),
             _ => Ok(None),
         }
     }
@@ -248,6 +305,7 @@ impl Disk {
     pub fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>, DiskError> {
         match &self.media {
             Media::Local(file) => file.next_data(offset),
+            Media::Flat(flat) => flat.opened.next_data(offset),
             Media::Remote(source) => source.next_data(offset).map_err(self.remote_error()),
         }
     }
@@ -257,12 +315,24 @@ impl Disk {
     pub fn changed_since_open(&self) -> Result<Option<String>, DiskError> {
         match &self.media {
             Media::Local(file) => file.changed_since_open(),
+            Media::Flat(flat) => flat.opened.changed_since_open(),
             Media::Remote(source) => source.changed_since_open().map_err(self.remote_error()),
         }
     }
 
     fn remote_error(&self) -> impl Fn(RemoteError) -> DiskError {
         |source| DiskError::Remote { label: self.label.clone(), source }
+    }
+}
+
+fn check_size(path: &Path, size_bytes: u64) -> Result<(), DiskError> {
+    let path = path.to_owned();
+    match size_bytes {
+        0 => Err(DiskError::Empty { path }),
+        size_bytes if size_bytes > limits::DISK_BYTES_MAX => {
+            Err(DiskError::TooLarge { path, size_bytes, max: limits::DISK_BYTES_MAX })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -99,3 +99,51 @@ fn an_nbd_server_that_is_not_there_is_a_failure_of_the_source() {
     run.fails_with(2).saying(&["tls-certificates"]);
     assert!(site.points().is_empty());
 }
+
+#[test]
+fn vmdks_of_every_subformat_of_qemu_come_back_as_the_raw_disk() {
+    let site = Site::new();
+    site.repo("init").ok();
+    let folder = site.scratch.path();
+    let image = images::synthesise(&site.scratch, "virtual", 12 * MIB);
+    let [one, two] = image.versions();
+    let subformats = [
+        "monolithicSparse",
+        "monolithicFlat",
+        "twoGbMaxExtentSparse",
+        "twoGbMaxExtentFlat",
+        "streamOptimized",
+    ];
+    for subformat in subformats {
+        let mut base = String::new();
+        for (number, version) in [one, two].into_iter().enumerate() {
+            let vmdk = folder.join(format!("{subformat}-{number}.vmdk"));
+            let option = format!("subformat={subformat}");
+            let convert = ["convert", "-f", "raw", "-O", "vmdk", "-o", &option].map(AsRef::as_ref);
+            agrees("qemu-img", &[&convert[..], &[version.as_os_str(), vmdk.as_os_str()]].concat());
+            let run = site.backup_local(subformat).disk(&vmdk, "disk");
+            let run = run.args(["--block-size", "256K"]);
+            let report = match number {
+                0 => run.report(),
+                _ => run.args(["--base", base.as_str()]).changed(&image.changed).report(),
+            };
+            assert_eq!(report.mode(0), ["full", "extents"][number]);
+            report.log_says(&["read as a vmdk"]);
+            assert!(report.number("bytes_read") < image.virtual_bytes, "holes were read");
+            let back = folder.join(format!("{subformat}-{number}.raw"));
+            let convert = ["convert", "-f", "vmdk", "-O", "raw"].map(AsRef::as_ref);
+            agrees("qemu-img", &[&convert[..], &[vmdk.as_os_str(), back.as_os_str()]].concat());
+            site.restore_local(subformat).equals(&back);
+            base = report.point();
+        }
+    }
+    // The same file as raw is another disk: the descriptor's own bytes, and only on demand.
+    let descriptor = folder.join("monolithicFlat-0.vmdk");
+    let raw = site.backup_local("raw").disk(&descriptor, "disk");
+    raw.args(["--source-format", "raw"]).report();
+    site.restore_local("raw").equals(&descriptor);
+    let renamed = folder.join("descriptor.raw");
+    std::fs::copy(&descriptor, &renamed).unwrap();
+    let refused = site.backup_local("raw").disk(&renamed, "disk").run();
+    refused.fails_with(3).saying(&["--source-format"]);
+}

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gantry_common::ids::PointId;
 use gantry_common::manage::Retention;
+use gantry_common::source::SourceFormat;
 use gantry_common::units::{BlockSize, Compression, Rate};
 
 mod point;
@@ -155,6 +156,9 @@ pub struct BackupArguments {
     /// (nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://...). Opened read-only.
     #[arg(required_unless_present = "source_specs")]
     pub sources: Vec<String>,
+    /// How files are understood: auto (a VMDK if name and content say so), raw or vmdk.
+    #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = parse_format)]
+    pub source_format: SourceFormat,
     /// JSON file (mode 0600) that says where one disk is, with what it takes to reach it; see
     /// docs/operations.md. These disks follow the others.
     #[arg(long = "source-spec", value_name = "FILE")]
@@ -220,6 +224,15 @@ pub struct BackupArguments {
     /// Print one JSON object at the end.
     #[arg(long)]
     pub json: bool,
+}
+
+fn parse_format(text: &str) -> Result<SourceFormat, String> {
+    match text {
+        "auto" => Ok(SourceFormat::Auto),
+        "raw" => Ok(SourceFormat::Raw),
+        "vmdk" => Ok(SourceFormat::Vmdk),
+        _ => Err("auto, raw or vmdk".into()),
+    }
 }
 
 /// Arguments of `restore`.

@@ -103,7 +103,12 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
 fn source_specs(arguments: &BackupArguments) -> Result<Vec<SourceSpec>, Failure> {
     let mut specs = Vec::new();
     for text in &arguments.sources {
-        specs.push(SourceSpec::parse(text).map_err(usage)?);
+        specs.push(match SourceSpec::parse(text).map_err(usage)? {
+            SourceSpec::Path { path, .. } => {
+                SourceSpec::Path { path, format: arguments.source_format }
+            }
+            other => other,
+        });
     }
     for file in &arguments.source_specs {
         let bytes = read_secret(file)?;

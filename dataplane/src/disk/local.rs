@@ -10,7 +10,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use gantry_common::limits;
 use gantry_uring::direct::{Access, open_read_only};
 
 use super::{DiskError, block_device, raw_file};
@@ -61,17 +60,7 @@ impl LocalFile {
         let metadata = file.metadata().map_err(open_error)?;
         let kind = kind_of(path, &metadata)?;
         let state = state_of(&file, kind).map_err(query(path, "read the size"))?;
-        match state.size_bytes {
-            0 => return Err(DiskError::Empty { path: path.to_owned() }),
-            size_bytes if size_bytes > limits::DISK_BYTES_MAX => {
-                return Err(DiskError::TooLarge {
-                    path: path.to_owned(),
-                    size_bytes,
-                    max: limits::DISK_BYTES_MAX,
-                });
-            }
-            _ => {}
-        }
+        super::check_size(path, state.size_bytes)?;
         let named = query(path, "find the identity");
         let (identity, fingerprint, sector_bytes) = match kind {
             Kind::RawFile => (

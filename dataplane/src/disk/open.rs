@@ -3,6 +3,7 @@
 //! In: a [`SourceSpec`]. Out: a [`Disk`]. It decides which kind of source serves; each kind opens
 //! itself.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,10 @@ use gantry_common::limits;
 use gantry_common::source::{HttpAuth, SourceFormat, SourceSpec, uuid_digits};
 
 use super::credentials::CredentialSource;
+use super::detect::{LOOK_BYTES, Taken, taken_for};
 use super::https::HttpsDisk;
 use super::nbd::NbdDisk;
+use super::nfc::NfcDisk;
 use super::remote::RemoteError;
 use super::{Disk, DiskError};
 
@@ -52,9 +55,9 @@ impl Disk {
         };
         let remote = |source: RemoteError| DiskError::Remote { label: spec.label(), source };
         match spec {
-            SourceSpec::Path { path, format: SourceFormat::Auto | SourceFormat::Raw } => {
-                Disk::open(path, true)
-            }
+            SourceSpec::Path { path, format: SourceFormat::Auto } => open_auto(path),
+            SourceSpec::Path { path, format: SourceFormat::Raw } => Disk::open(path, true),
+            SourceSpec::Path { path, format: SourceFormat::Vmdk } => Disk::open_vmdk(path, true),
             SourceSpec::DeviceByUuid { uuid, folder } => {
                 let folder = folder.as_deref().unwrap_or(Path::new(BY_ID));
                 Disk::open(&device_of(uuid, folder, APPEARS_WITHIN)?, true)
@@ -68,10 +71,33 @@ impl Disk {
                 let opened = HttpsDisk::open(source, spec.label(), credentials, PATIENCE);
                 Ok(Disk::of_remote(Box::new(opened.map_err(remote)?)))
             }
-            SourceSpec::Path { .. } | SourceSpec::Nfc(_) => {
-                Err(remote(RemoteError::new("this kind is not built yet", "choose another")))
+            SourceSpec::Nfc(source) => {
+                let credentials = credentials(&source.auth).map_err(remote)?;
+                let disk = NfcDisk::open(source, spec.label(), credentials).map_err(remote)?;
+                Ok(Disk::of_remote(Box::new(disk)))
             }
         }
+    }
+}
+
+/// Opens a path as what its name and its content say it is.
+fn open_auto(path: &Path) -> Result<Disk, DiskError> {
+    let disk = Disk::open(path, true)?;
+    if disk.is_block_device() {
+        return Ok(disk);
+    }
+    let mut start = Vec::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(LOOK_BYTES as u64).read_to_end(&mut start));
+    read.map_err(|source| DiskError::Query {
+        path: path.to_owned(),
+        action: "read the start",
+        source,
+    })?;
+    match taken_for(path, disk.size_bytes(), &start) {
+        Taken::Raw(note) => Ok(disk.with_note(note)),
+        Taken::Vmdk => Disk::open_vmdk(path, true),
+        Taken::Unclear(why) => Err(DiskError::Unclear { path: path.to_owned(), why }),
     }
 }
 
