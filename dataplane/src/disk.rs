@@ -141,7 +141,7 @@ pub struct Place {
 #[derive(Debug)]
 enum Media {
     Local(LocalFile),
-    Flat(FlatVmdk),
+    Flat(Box<FlatVmdk>),
     Remote(Box<dyn RemoteSource>),
 }
 

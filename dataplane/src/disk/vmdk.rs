@@ -59,7 +59,7 @@ pub(super) struct SparseVmdk {
 /// Either kind.
 pub(super) enum Vmdk {
     /// Read by descriptors.
-    Flat(FlatVmdk),
+    Flat(Box<FlatVmdk>),
     /// Read by requests.
     Sparse(SparseVmdk),
 }
@@ -86,7 +86,7 @@ impl Vmdk {
         let opened = Opened { image, identity, fingerprint };
         Ok(match flat {
             Some(extents) if !extents.is_empty() => {
-                Vmdk::Flat(FlatVmdk::new(opened, extents, direct)?)
+                Vmdk::Flat(Box::new(FlatVmdk::new(opened, extents, direct)?))
             }
             _ => Vmdk::Sparse(SparseVmdk::new(opened, path.display().to_string())),
         })
