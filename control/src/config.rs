@@ -4,10 +4,11 @@
 //! nobody else may read. Must not: connect to anything.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::manage::Retention;
@@ -17,6 +18,8 @@ use gantry_common::work::RepositoryAccess;
 use gantry_http::{Endpoint, Trust};
 use serde::Deserialize;
 
+use crate::cbt::Policy;
+use crate::limits;
 use crate::transport::{ProxyFacts, TransportMode};
 use crate::vcenter::{Secret, Settings};
 
@@ -59,19 +62,6 @@ pub struct VCenterConfig {
     pub ca_file: Option<PathBuf>,
 }
 
-/// What to do where changed-block tracking cannot serve (DESIGN: explained full).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FullPolicy {
-    /// Read everything, and say why.
-    Continue,
-    /// The same, as a warning.
-    #[default]
-    Warn,
-    /// Do not back up.
-    Fail,
-}
-
 /// How to back up.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -79,7 +69,7 @@ pub struct BackupConfig {
     /// The only transport mode to use; default: the first that works.
     pub transport: Option<TransportMode>,
     /// What to do where changed-block tracking cannot serve.
-    pub on_full: FullPolicy,
+    pub on_full: Policy,
     /// Whether to switch changed-block tracking on where it is off and can be.
     pub enable_cbt: bool,
     /// Percent of the blocks called unchanged that are compared nevertheless.
@@ -88,6 +78,8 @@ pub struct BackupConfig {
     pub quiesce: bool,
     /// Snapshots of Gantry that a datastore may have at a time.
     pub snapshots_per_datastore: usize,
+    /// Seconds before each further round of removing a snapshot that will not go.
+    pub removal_pauses_seconds: Vec<u64>,
     /// Block size.
     pub block_size: String,
     /// Compression.
@@ -102,11 +94,12 @@ impl Default for BackupConfig {
     fn default() -> BackupConfig {
         BackupConfig {
             transport: None,
-            on_full: FullPolicy::default(),
+            on_full: Policy::default(),
             enable_cbt: true,
             audit_percent: 0.1,
             quiesce: false,
-            snapshots_per_datastore: 4,
+            snapshots_per_datastore: limits::DATASTORE_SNAPSHOTS_MAX,
+            removal_pauses_seconds: limits::SNAPSHOT_ROUND_PAUSES_SECONDS.to_vec(),
             block_size: BlockSize::default().to_string(),
             compression: Compression::default().to_string(),
             rate: None,
@@ -137,6 +130,35 @@ impl Config {
         config.backup.rate()?;
         config.backup.audit_per_million()?;
         Ok(config)
+    }
+
+    /// Whose snapshots are this installation's: its own random name, kept beside the ledger, and
+    /// the vCenter.
+    ///
+    /// # Errors
+    /// `Internal` if that name can be neither read nor written.
+    pub fn owner(&self, vcenter_id: &str) -> Result<String, Failure> {
+        let path = self.state.join("installation");
+        let fail = |error: std::io::Error| {
+            Failure::new(FailureKind::Internal, format!("{}: {error}", path.display()))
+        };
+        let name = match std::fs::read_to_string(&path) {
+            Ok(name) => name,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let mut random = [0u8; 16];
+                getrandom::fill(&mut random)
+                    .map_err(|error| fail(std::io::Error::other(error.to_string())))?;
+                let name = format!("{:032x}", u128::from_le_bytes(random));
+                let new = path.with_extension("new");
+                std::fs::create_dir_all(&self.state).map_err(fail)?;
+                let mut file = File::create(&new).map_err(fail)?;
+                file.write_all(name.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)?;
+                std::fs::rename(&new, &path).map_err(fail)?;
+                name
+            }
+            Err(error) => return Err(fail(error)),
+        };
+        Ok(format!("{} {vcenter_id}", name.trim()))
     }
 
     /// The data mover's program.
@@ -180,6 +202,11 @@ impl BackupConfig {
         let rate: Option<Rate> =
             self.rate.as_deref().map(|rate| parse("rate", rate)).transpose()?;
         Ok(rate.map(|rate| rate.bytes_per_second))
+    }
+
+    /// The pauses between rounds of removing a snapshot.
+    pub fn removal_pauses(&self) -> Vec<Duration> {
+        self.removal_pauses_seconds.iter().copied().map(Duration::from_secs).collect()
     }
 
     /// The audit's share; nothing if it is switched off with 0.
@@ -269,7 +296,7 @@ fn read_password(path: &Path) -> Result<Secret, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, FullPolicy};
+    use super::{Config, Policy};
     use std::os::unix::fs::PermissionsExt;
 
     const TEXT: &str = r#"
@@ -297,7 +324,7 @@ mod tests {
         let config = Config::load(&file).unwrap();
         assert_eq!(config.vcenter.endpoint().unwrap().to_string(), "vc.example:8443");
         assert_eq!(config.backup.audit_per_million().unwrap(), Some(5000));
-        assert_eq!(config.backup.on_full, FullPolicy::Warn);
+        assert_eq!(config.backup.on_full, Policy::Warn);
         std::fs::set_permissions(&password, PermissionsExt::from_mode(0o644)).unwrap();
         let error = config.vcenter.settings().unwrap_err().to_string();
         assert!(error.contains("chmod 600"), "{error}");

@@ -7,26 +7,31 @@
 //! and is undone afterwards, whatever happened: disks are detached before the snapshot goes.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::ids::SessionId;
 use gantry_common::work::{BackupWork, DiskProgress, DiskWork};
 use serde::Serialize;
 
-use crate::broker::{Broker, VmConfig, VmFacts};
-use crate::config::{Config, FullPolicy};
+use crate::broker::{Broker, DiskFacts, HostFacts, VmConfig, VmFacts};
+use crate::cbt::{PolicyOutcome, Tracking, enable_tracking, tracking};
+use crate::config::Config;
 use crate::ledger::{Ledger, LedgerError, Undo};
-use crate::mover::{Mover, MoverError, MoverReport, PointFacts};
+use crate::limits;
+use crate::mover::{Mover, MoverError, MoverReport, PointDisk, PointFacts};
+use crate::snapshots::Mark;
+use crate::snapshots::create::{self, FrozenDisk, NewRequest, Snapshot};
 use crate::snapshots::eligible::{disk_obstacle, remarks, vm_obstacle};
 use crate::transport::{Judged, Need, TransportMode, roads};
-use crate::vcenter::VmRef;
+use crate::vcenter::{VCenter, VmRef};
 
 pub mod changes;
-pub mod freeze;
+pub mod removal;
 pub mod road;
 pub mod undo;
 
-use changes::Changes;
-use freeze::{Frozen, FrozenVmDisk};
+use changes::{Changes, VmTracking};
 use road::{OpenRoads, RoadBuilder};
 
 /// How a session ended.
@@ -87,8 +92,38 @@ pub struct Session<'a> {
     private: PathBuf,
     /// Read everything.
     full: bool,
+    id: SessionId,
+    /// vCenter's instance UUID.
     vcenter_id: String,
+    /// This installation and vCenter, for the snapshot's mark.
+    owner: String,
     report: SessionReport,
+}
+
+/// What a session copies.
+#[derive(Clone, Copy)]
+struct Plan<'a> {
+    vm: &'a VmRef,
+    facts: &'a VmFacts,
+    snapshot: &'a Snapshot,
+    base: Option<&'a PointFacts>,
+}
+
+/// A disk of it, with what is to be read.
+struct PlannedDisk<'a> {
+    disk: &'a FrozenDisk,
+    identity: String,
+    changes: Changes,
+}
+
+/// By what points and the ledger name this vCenter: its instance UUID. An ESXi host has none.
+///
+/// # Errors
+/// As any call.
+pub async fn vcenter_id(vcenter: &VCenter) -> Result<String, Failure> {
+    let content = vcenter.content().await.map_err(|error| error.failure())?;
+    let host = || format!("esxi {}", vcenter.http().endpoint());
+    Ok(content.instance_uuid.clone().unwrap_or_else(host))
 }
 
 pub(crate) fn failed(kind: FailureKind, text: impl std::fmt::Display) -> Failure {
@@ -117,11 +152,11 @@ impl<'a> Session<'a> {
         config: &'a Config,
         mover: &'a Mover,
         ledger: &'a mut Ledger,
-        (session, vm): (String, &str),
+        (id, vm): (SessionId, &str),
         full: bool,
     ) -> Session<'a> {
         let report = SessionReport {
-            session,
+            session: id.to_string(),
             vm: vm.to_owned(),
             result: SessionResult::Failed,
             point: None,
@@ -132,7 +167,8 @@ impl<'a> Session<'a> {
             mover: None,
         };
         let private = config.state.join("private");
-        Session { broker, config, mover, ledger, private, full, vcenter_id: String::new(), report }
+        let (vcenter_id, owner) = (String::new(), String::new());
+        Session { broker, config, mover, ledger, private, full, id, vcenter_id, owner, report }
     }
 
     /// Runs it to its end. `progress` hears the mover's numbers.
@@ -171,8 +207,8 @@ impl<'a> Session<'a> {
         progress: &mut impl FnMut(Vec<DiskProgress>),
     ) -> Result<(), Failure> {
         let vcenter = self.broker.vcenter().clone();
-        let content = vcenter.content().await.map_err(|error| error.failure())?;
-        self.vcenter_id = content.instance_uuid.clone().unwrap_or_else(|| "esxi".to_owned());
+        self.vcenter_id = vcenter_id(&vcenter).await?;
+        self.owner = self.config.owner(&self.vcenter_id)?;
         let (vm, facts) = self.find()?;
         if let Some(obstacle) = vm_obstacle(&facts) {
             return Err(failed(FailureKind::Source, format!("{}: {obstacle}", facts.name)));
@@ -183,44 +219,63 @@ impl<'a> Session<'a> {
         let name = self.point_name(&facts);
         let points = self.mover.points(&self.config.repository, &name).await?;
         let base = points.last().filter(|_| !self.full).cloned();
-        self.see_change_tracking(&vm, &facts, base.as_ref()).await?;
-
-        let snapshot = freeze::snapshot_name(&self.report.session);
+        let host = facts.host.as_ref().and_then(|host| {
+            let version = |host: &HostFacts| (host.version.to_string(), host.build.to_string());
+            self.broker.read(|cache| cache.host(host).map(version))
+        });
+        let tracking = VmTracking {
+            vm: &vm,
+            hardware_version: facts.hardware_version,
+            tracking: self.see_tracking(&vm, &facts).await,
+            host: host.as_ref().map(|(version, build)| (version.as_str(), build.as_str())),
+            distrusted: self.full.then_some("a full was asked for"),
+            block_bytes: u64::from(self.config.backup.block_size()?.bytes()),
+            policy: self.config.backup.on_full,
+        };
+        for disk in facts.disks.values().filter(|disk| wanted.contains(&disk.key)) {
+            let held = self.held(base.as_ref(), &facts, disk);
+            // What is known before the snapshot may be enough to forbid it.
+            if let PolicyOutcome::Stop(why) =
+                tracking.foresee(&disk.label, disk.capacity_bytes, held)
+            {
+                return Err(failed(FailureKind::Source, why));
+            }
+        }
+        let mark = Mark::new(self.id, &self.owner);
         let undo = self.ledger.begin(
             &self.report.session,
             Undo::RemoveSnapshot {
                 vcenter: self.vcenter_id.clone(),
                 vm: facts.instance_uuid.to_string(),
                 vm_name: facts.name.to_string(),
-                snapshot: snapshot.clone(),
+                snapshot: mark.name(),
             },
         )?;
-        let frozen = freeze::freeze(&vcenter, &vm, &snapshot, self.config.backup.quiesce).await;
-        let result = match frozen {
-            Ok(frozen) => {
-                self.log(format!("snapshot '{snapshot}' was made"));
-                let frozen = Frozen {
-                    disks: frozen
-                        .disks
-                        .into_iter()
-                        .filter(|disk| wanted.contains(&disk.key))
-                        .collect(),
-                    ..frozen
-                };
-                self.copy(&vm, &facts, &frozen, base.as_ref(), (name, vm_config), progress).await
+        let request = NewRequest {
+            vm: &vm,
+            mark: &mark,
+            quiesce: self.config.backup.quiesce,
+            timeout: Duration::from_secs(limits::SNAPSHOT_CREATE_SECONDS_MAX),
+            cancel: None,
+        };
+        let result = match create::create(&vcenter, request).await {
+            Ok(mut snapshot) => {
+                self.log(format!("snapshot '{}' was made", snapshot.name));
+                snapshot.disks.retain(|disk| wanted.contains(&disk.facts.key));
+                let plan =
+                    Plan { vm: &vm, facts: &facts, snapshot: &snapshot, base: base.as_ref() };
+                self.copy(&plan, &tracking, (name, vm_config), progress).await
             }
-            Err(error) => Err(error),
+            Err(error) => Err(failed(FailureKind::Source, error)),
         };
         // The snapshot goes whatever became of the copy; if it does not, the next start tries again.
-        match freeze::thaw(&vcenter, &vm, &snapshot).await {
+        let pauses = self.config.backup.removal_pauses();
+        match removal::remove_named(&vcenter, &vm, &mark.name(), &pauses).await {
             Ok(note) => {
                 self.log(note);
                 self.ledger.done(undo)?;
             }
-            Err(error) => self.warn(format!(
-                "snapshot '{snapshot}' could not be removed and is removed at the next chance: \
-                 {error}"
-            )),
+            Err(failure) => self.warn(format!("it is removed at the next chance: {failure}")),
         }
         result
     }
@@ -280,70 +335,59 @@ impl<'a> Session<'a> {
         format!("{} ({})", facts.name, facts.instance_uuid)
     }
 
-    /// Switches tracking on where it is off and can be, and applies the job's policy before the
-    /// snapshot is made.
-    async fn see_change_tracking(
-        &mut self,
-        vm: &VmRef,
-        facts: &VmFacts,
-        base: Option<&PointFacts>,
-    ) -> Result<(), Failure> {
-        if facts.change_tracking {
-            return Ok(());
-        }
-        let outcome = changes::enable(self.broker.vcenter(), vm, facts, &self.config.backup).await;
-        self.log(outcome);
-        if base.is_some() {
-            self.explain_full("changed-block tracking was off until now")?;
-        }
-        Ok(())
-    }
-
-    /// Says why everything is read, as the job's policy wants it said.
-    fn explain_full(&mut self, reason: &str) -> Result<(), Failure> {
-        match self.config.backup.on_full {
-            FullPolicy::Continue => self.log(format!("everything is read: {reason}")),
-            FullPolicy::Warn => self.warn(format!("everything is read: {reason}")),
-            FullPolicy::Fail => {
-                return Err(failed(
-                    FailureKind::Source,
-                    format!("everything would be read, and the job forbids that: {reason}"),
-                ));
+    /// Whether changes are tracked; switches it on where that is safe and wanted.
+    async fn see_tracking(&mut self, vm: &VmRef, facts: &VmFacts) -> Tracking {
+        let found = tracking(facts, 0);
+        if found == Tracking::CanTurnOn && self.config.backup.enable_cbt {
+            match enable_tracking(self.broker.vcenter(), vm).await {
+                Ok(()) => self
+                    .log("changed-block tracking was switched on: it counts from this snapshot on"),
+                Err(error) => {
+                    self.warn(format!("changed-block tracking could not be switched on: {error}"));
+                }
             }
         }
-        Ok(())
+        found
+    }
+
+    /// What the base point holds of a disk.
+    fn held<'b>(
+        &self,
+        base: Option<&'b PointFacts>,
+        facts: &VmFacts,
+        disk: &DiskFacts,
+    ) -> Option<&'b PointDisk> {
+        let identity = self.identity(facts, disk);
+        base.and_then(|point| point.disks.iter().find(|held| held.identity == identity))
     }
 
     /// From the frozen disks to the committed point.
     async fn copy(
         &mut self,
-        vm: &VmRef,
-        facts: &VmFacts,
-        frozen: &Frozen,
-        base: Option<&PointFacts>,
+        plan: &Plan<'_>,
+        tracking: &VmTracking<'_>,
         (name, vm_config): (String, String),
         progress: &mut impl FnMut(Vec<DiskProgress>),
     ) -> Result<(), Failure> {
+        let Plan { facts, snapshot, base, .. } = *plan;
         let mut disks = Vec::new();
-        for disk in &frozen.disks {
-            let identity = self.identity(facts, disk);
-            let held =
-                base.and_then(|point| point.disks.iter().find(|held| held.identity == identity));
-            let vcenter = self.broker.vcenter();
-            let changes = changes::of_disk(vcenter, vm, frozen, disk, held, self.full).await;
-            self.log(format!("{}: {}", disk.label, changes.reason));
-            if changes.is_unexpected {
-                let reason = format!("{}: {}", disk.label, changes.reason);
-                self.explain_full(&reason)?;
+        for disk in &snapshot.disks {
+            let held = self.held(base, facts, &disk.facts);
+            let changes = tracking.of_disk(self.broker.vcenter(), snapshot, disk, held).await;
+            self.log(format!("{}: {}", disk.facts.label, changes.reason));
+            match &changes.outcome {
+                PolicyOutcome::Go => {}
+                PolicyOutcome::Warn(why) => self.warn(why.clone()),
+                PolicyOutcome::Stop(why) => return Err(failed(FailureKind::Source, why)),
             }
-            disks.push((disk, identity, changes));
+            disks.push(PlannedDisk { disk, identity: self.identity(facts, &disk.facts), changes });
         }
         let audit = self.config.backup.audit_per_million()?;
         let mut work = BackupWork {
             name,
             repository: self.config.repository.clone(),
             disks: Vec::new(),
-            snapshot: frozen.identity(&self.vcenter_id),
+            snapshot: format!("{}/{}", self.vcenter_id, snapshot.name),
             base: base.map(|point| point.point.clone()),
             full: self.full,
             audit_per_million: audit,
@@ -356,14 +400,14 @@ impl<'a> Session<'a> {
             tasks: 4,
             reconnect_seconds: 300,
         };
-        let report = self.try_roads(vm, frozen, &disks, &mut work, progress).await?;
+        let report = self.try_roads(plan, &disks, &mut work, progress).await?;
         self.take_in(report)
     }
 
-    fn identity(&self, facts: &VmFacts, disk: &FrozenVmDisk) -> String {
-        // Without a UUID of the backing its file names it: it stays as long as the disk is not
+    fn identity(&self, facts: &VmFacts, disk: &DiskFacts) -> String {
+        // Without a UUID of the backing its base file names it: it stays as long as the disk is not
         // moved, and after that everything is read once.
-        let own = if disk.uuid.is_empty() { &disk.file } else { &disk.uuid };
+        let own = if disk.uuid.is_empty() { disk.base_file() } else { &*disk.uuid };
         format!("{}/{}/{own}", self.vcenter_id, facts.instance_uuid)
     }
 
@@ -371,27 +415,27 @@ impl<'a> Session<'a> {
     /// one; what was durable is taken over from try to try.
     async fn try_roads(
         &mut self,
-        vm: &VmRef,
-        frozen: &Frozen,
-        disks: &[(&FrozenVmDisk, String, Changes)],
+        plan: &Plan<'_>,
+        disks: &[PlannedDisk<'_>],
         work: &mut BackupWork,
         progress: &mut impl FnMut(Vec<DiskProgress>),
     ) -> Result<(MoverReport, serde_json::Value), Failure> {
         let mut ways: Vec<Vec<Judged>> = Vec::new();
-        for (disk, _, changes) in disks {
-            ways.push(self.judge(disk, changes)?);
+        for planned in disks {
+            ways.push(self.judge(planned)?);
         }
         loop {
             let chosen: Vec<TransportMode> = ways.iter().map(|way| way[0].mode).collect();
-            for (((disk, ..), way), mode) in disks.iter().zip(&ways).zip(&chosen) {
-                self.log(format!("{}: transport mode {mode}: {}", disk.label, way[0].reason));
+            for (planned, way) in disks.iter().zip(&ways) {
+                let label = &planned.disk.facts.label;
+                self.log(format!("{label}: transport mode {}: {}", way[0].mode, way[0].reason));
             }
-            let result = self.run_mover(vm, frozen, disks, &chosen, work, progress).await;
+            let result = self.run_mover(plan, disks, &chosen, work, progress).await;
             let failure = match result {
                 Ok(report) => {
-                    for ((disk, ..), mode) in disks.iter().zip(&chosen) {
-                        let told = &mut self.report.disks;
-                        let told = told.iter_mut().find(|told| told.label == disk.label);
+                    for (planned, mode) in disks.iter().zip(&chosen) {
+                        let label = &*planned.disk.facts.label;
+                        let told = self.report.disks.iter_mut().find(|told| told.label == label);
                         told.into_iter().for_each(|told| told.transport = Some(*mode));
                     }
                     return Ok(report);
@@ -413,12 +457,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn judge(&mut self, disk: &FrozenVmDisk, changes: &Changes) -> Result<Vec<Judged>, Failure> {
-        let need = if changes.is_full() { Need::Full } else { Need::Parts };
+    fn judge(&mut self, planned: &PlannedDisk<'_>) -> Result<Vec<Judged>, Failure> {
+        let label = planned.disk.facts.label.to_string();
+        let need = if planned.changes.is_full() { Need::Full } else { Need::Parts };
         let fixed = self.config.backup.transport;
-        let judged = roads(&disk.as_frozen_disk(), &self.config.proxy, fixed, need);
+        let judged = roads(&planned.disk.for_transport(), &self.config.proxy, fixed, need);
         for road in &judged.closed {
-            self.log(format!("{}: not {}: {}", disk.label, road.mode, road.reason));
+            self.log(format!("{label}: not {}: {}", road.mode, road.reason));
         }
         if judged.open.is_empty() {
             let reasons: Vec<String> = judged
@@ -426,7 +471,7 @@ impl<'a> Session<'a> {
                 .iter()
                 .map(|road| format!("{}: {}", road.mode, road.reason))
                 .collect();
-            let text = format!("no transport mode reaches {}: {}", disk.label, reasons.join("; "));
+            let text = format!("no transport mode reaches {label}: {}", reasons.join("; "));
             return Err(failed(FailureKind::Source, text));
         }
         Ok(judged.open)
@@ -434,9 +479,8 @@ impl<'a> Session<'a> {
 
     async fn run_mover(
         &mut self,
-        vm: &VmRef,
-        frozen: &Frozen,
-        disks: &[(&FrozenVmDisk, String, Changes)],
+        plan: &Plan<'_>,
+        disks: &[PlannedDisk<'_>],
         chosen: &[TransportMode],
         work: &mut BackupWork,
         progress: &mut impl FnMut(Vec<DiskProgress>),
@@ -447,14 +491,15 @@ impl<'a> Session<'a> {
             vcenter_id: &self.vcenter_id,
             session: &self.report.session,
             private: &self.private,
-            vm,
-            frozen,
+            vm: plan.vm,
+            facts: plan.facts,
+            snapshot: plan.snapshot,
         };
         let mut open = OpenRoads::default();
         let mut sources = Vec::new();
         let mut result = Ok(());
-        for ((disk, ..), mode) in disks.iter().zip(chosen) {
-            match builder.build(*mode, disk, self.ledger, &mut open).await {
+        for (planned, mode) in disks.iter().zip(chosen) {
+            match builder.build(*mode, planned.disk, self.ledger, &mut open).await {
                 Ok(source) => sources.push(source),
                 Err(failure) => {
                     result = Err(failure);
@@ -467,12 +512,12 @@ impl<'a> Session<'a> {
             Ok(()) => {
                 let with_source = sources.into_iter().zip(disks);
                 work.disks = with_source
-                    .map(|(source, (disk, identity, changes))| DiskWork {
+                    .map(|(source, PlannedDisk { disk, identity, changes })| DiskWork {
                         source,
                         identity: identity.clone(),
                         changed_extents: changes.changed.clone(),
                         allocated_extents: changes.allocated.clone(),
-                        change_id: disk.change_id.clone(),
+                        change_id: disk.facts.change_id.as_ref().map(|id| id.to_string()),
                     })
                     .collect();
                 let is_nfc = chosen.contains(&TransportMode::Nfc);

@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::ids::SessionId;
 use gantry_common::units::format_bytes;
 use gantry_common::work::DiskProgress;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -17,8 +18,9 @@ use crate::broker::Broker;
 use crate::config::Config;
 use crate::ledger::Ledger;
 use crate::mover::Mover;
-use crate::session::undo::{stranded, undo_all};
-use crate::session::{Session, SessionReport, SessionResult};
+use crate::session::removal::remove_stranded;
+use crate::session::undo::undo_all;
+use crate::session::{Session, SessionReport, SessionResult, vcenter_id};
 
 /// How long the inventory may take at the start.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -43,15 +45,11 @@ async fn open(arguments: &ConfigArguments) -> Result<Open, Failure> {
 /// Undoes what is open, and tells what else bears Gantry's mark.
 async fn clean(open: &mut Open) -> Result<Vec<String>, Failure> {
     let vcenter = open.broker.vcenter().clone();
-    let content = vcenter.content().await.map_err(|error| error.failure())?;
-    let id = content.instance_uuid.clone().unwrap_or_else(|| "esxi".to_owned());
-    let mut lines = undo_all(&vcenter, &id, &mut open.ledger).await?;
-    for (vm, snapshot) in stranded(&open.broker, &open.ledger) {
-        lines.push(format!(
-            "{vm} has the snapshot '{snapshot}', which this host did not make: if no other Gantry \
-             is at work on it, remove it in vCenter"
-        ));
-    }
+    let id = vcenter_id(&vcenter).await?;
+    let pauses = open.config.backup.removal_pauses();
+    let mut lines = undo_all(&vcenter, &id, &mut open.ledger, &pauses).await?;
+    let owner = open.config.owner(&id)?;
+    lines.extend(remove_stranded(&open.broker, &owner, &pauses).await);
     Ok(lines)
 }
 
@@ -120,8 +118,8 @@ pub(super) async fn backup(arguments: &BackupArguments) -> Result<(), Failure> {
     let mover = Mover::new(open.config.mover()?);
     let mut reports = Vec::new();
     let mut first = Ok(());
-    for (number, vm) in arguments.vms.iter().enumerate() {
-        let id = format!("{}-{number}", session_id()?);
+    for vm in &arguments.vms {
+        let id = session_id()?;
         let Open { config, broker, ledger } = &mut open;
         let session = Session::new(broker, config, &mover, ledger, (id, vm), arguments.full);
         let bar = bar(vm);
@@ -140,12 +138,11 @@ pub(super) async fn backup(arguments: &BackupArguments) -> Result<(), Failure> {
     first
 }
 
-/// Time and chance: no two sessions share one.
-fn session_id() -> Result<String, Failure> {
-    let mut random = [0u8; 8];
+fn session_id() -> Result<SessionId, Failure> {
+    let mut random = [0u8; 16];
     getrandom::fill(&mut random)
         .map_err(|error| Failure::new(FailureKind::Internal, format!("random numbers: {error}")))?;
-    Ok(format!("{:016x}", u64::from_le_bytes(random)))
+    Ok(SessionId(random))
 }
 
 fn bar(vm: &str) -> ProgressBar {

@@ -14,11 +14,12 @@ use gantry_common::secret::Secret;
 use gantry_common::source::{HttpAuth, HttpsSource, NfcSource, SourceFormat, SourceSpec};
 
 use super::failed;
-use super::freeze::{Frozen, FrozenVmDisk};
+use crate::broker::{ControllerKind, VmFacts};
 use crate::config::Config;
 use crate::hotadd;
 use crate::ledger::{Ledger, Undo};
 use crate::probe::{datacenter_of, flat_name, folder_path};
+use crate::snapshots::{FrozenDisk, Snapshot};
 use crate::transport::TransportMode;
 use crate::vcenter::lease::Lease;
 use crate::vcenter::{MoRef, VCenter, VmRef};
@@ -36,7 +37,8 @@ pub struct RoadBuilder<'a> {
     pub(super) session: &'a str,
     pub(super) private: &'a Path,
     pub(super) vm: &'a VmRef,
-    pub(super) frozen: &'a Frozen,
+    pub(super) facts: &'a VmFacts,
+    pub(super) snapshot: &'a Snapshot,
 }
 
 /// What is open and must be closed.
@@ -74,7 +76,7 @@ impl RoadBuilder<'_> {
     pub async fn build(
         &self,
         mode: TransportMode,
-        disk: &FrozenVmDisk,
+        disk: &FrozenDisk,
         ledger: &mut Ledger,
         open: &mut OpenRoads,
     ) -> Result<SourceSpec, Failure> {
@@ -87,16 +89,16 @@ impl RoadBuilder<'_> {
         }
     }
 
-    fn direct(&self, disk: &FrozenVmDisk) -> Result<SourceSpec, Failure> {
-        let mount = self.config.proxy.mounts.get(&disk.datastore);
-        let path = mount.zip(relative(&disk.file)).map(|(mount, file)| mount.join(file));
+    fn direct(&self, disk: &FrozenDisk) -> Result<SourceSpec, Failure> {
+        let mount = self.config.proxy.mounts.get(disk.facts.datastore_name());
+        let path = mount.zip(relative(&disk.facts.file)).map(|(mount, file)| mount.join(file));
         let path = path.ok_or_else(|| not_a_path(disk))?;
         Ok(SourceSpec::Path { path, format: SourceFormat::Vmdk })
     }
 
     async fn hotadd(
         &self,
-        disk: &FrozenVmDisk,
+        disk: &FrozenDisk,
         ledger: &mut Ledger,
         open: &mut OpenRoads,
     ) -> Result<SourceSpec, Failure> {
@@ -111,35 +113,31 @@ impl RoadBuilder<'_> {
         let undo = Undo::DetachDisk {
             vcenter: self.vcenter_id.to_owned(),
             proxy_vm: facts.instance_uuid.clone(),
-            file: disk.file.clone(),
-            disk_uuid: disk.uuid.clone(),
+            file: disk.facts.file.to_string(),
+            disk_uuid: disk.facts.uuid.to_string(),
         };
         let number = ledger.begin(self.session, undo)?;
         // Also if attaching fails: its outcome may be unknown, and detaching looks first.
-        open.attached.push((number, proxy.clone(), disk.file.clone()));
-        let attached = hotadd::attach(self.vcenter, &proxy, &disk.file).await;
+        open.attached.push((number, proxy.clone(), disk.facts.file.to_string()));
+        let attached = hotadd::attach(self.vcenter, &proxy, &disk.facts.file).await;
         attached.map_err(|error| error.failure())?;
         let folder = facts.device_folder.clone();
-        Ok(SourceSpec::DeviceByUuid { uuid: disk.uuid.clone(), folder })
+        Ok(SourceSpec::DeviceByUuid { uuid: disk.facts.uuid.to_string(), folder })
     }
 
-    fn nbd(&self, disk: &FrozenVmDisk) -> Result<SourceSpec, Failure> {
+    fn nbd(&self, disk: &FrozenDisk) -> Result<SourceSpec, Failure> {
         let template = self.config.proxy.nbd_template.as_deref().unwrap_or_default();
         let address = template
             .replace("{vm}", &self.vm.name)
-            .replace("{disk_uuid}", &disk.uuid)
-            .replace("{datastore}", &disk.datastore)
-            .replace("{file}", &relative(&disk.file).unwrap_or_default().to_string_lossy());
+            .replace("{disk_uuid}", &disk.facts.uuid)
+            .replace("{datastore}", disk.facts.datastore_name())
+            .replace("{file}", &relative(&disk.facts.file).unwrap_or_default().to_string_lossy());
         SourceSpec::parse(&address).map_err(|error| failed(FailureKind::Source, error))
     }
 
-    async fn https(
-        &self,
-        disk: &FrozenVmDisk,
-        open: &mut OpenRoads,
-    ) -> Result<SourceSpec, Failure> {
+    async fn https(&self, disk: &FrozenDisk, open: &mut OpenRoads) -> Result<SourceSpec, Failure> {
         let datacenter = datacenter_of(self.vcenter, &self.vm.moref).await;
-        let path = folder_path(&flat_name(&disk.file), datacenter.as_deref());
+        let path = folder_path(&flat_name(&disk.facts.file), datacenter.as_deref());
         let path_and_query = path.ok_or_else(|| not_a_path(disk))?;
         let endpoint = self.config.vcenter.endpoint()?;
         Ok(SourceSpec::Https(HttpsSource {
@@ -147,7 +145,7 @@ impl RoadBuilder<'_> {
             port: endpoint.port(),
             trust: self.config.vcenter.server_trust()?,
             path_and_query,
-            size_bytes: disk.capacity_bytes,
+            size_bytes: disk.facts.capacity_bytes,
             auth: self.cookie(open).await?,
             connections: 0,
             in_flight: 0,
@@ -156,12 +154,12 @@ impl RoadBuilder<'_> {
 
     async fn nfc(
         &self,
-        disk: &FrozenVmDisk,
+        disk: &FrozenDisk,
         ledger: &mut Ledger,
         open: &mut OpenRoads,
     ) -> Result<SourceSpec, Failure> {
         if open.lease.is_none() {
-            let (vm, snapshot) = (self.vm, &self.frozen.snapshot);
+            let (vm, snapshot) = (self.vm, &self.snapshot.moref);
             let lease = self.vcenter.export_snapshot(vm, snapshot, LEASE_WITHIN).await;
             let lease = lease.map_err(|error| error.failure())?;
             // A lease ends by itself if nobody tells its progress: what a crash leaves is short.
@@ -175,10 +173,11 @@ impl RoadBuilder<'_> {
         }
         let files = open.lease.as_ref().map(|(_, lease)| lease.files.as_slice());
         let file = files.and_then(|files| {
-            files.iter().filter(|file| file.is_disk).find(|file| is_of(&file.key, disk))
+            let place = self.place(disk)?;
+            files.iter().filter(|file| file.is_disk).find(|file| is_of(&file.key, place))
         });
         let file = file.ok_or_else(|| {
-            failed(FailureKind::Source, format!("the export has no stream of {}", disk.label))
+            failed(FailureKind::Source, format!("the export has no stream of {}", disk.facts.label))
         })?;
         let endpoint = self.config.vcenter.endpoint()?;
         let own = (endpoint.host().to_owned(), endpoint.port());
@@ -188,9 +187,15 @@ impl RoadBuilder<'_> {
             port,
             trust: self.config.vcenter.server_trust()?,
             path_and_query,
-            size_bytes: disk.capacity_bytes,
+            size_bytes: disk.facts.capacity_bytes,
             auth: self.cookie(open).await?,
         }))
+    }
+
+    /// Where a disk is attached, by the machine's controllers.
+    fn place(&self, disk: &FrozenDisk) -> Option<Place> {
+        let controller = self.facts.controllers.get(&disk.facts.controller_key)?;
+        Some((controller.kind, controller.bus, disk.facts.unit))
     }
 
     fn keep_lease(&self, lease: &Lease) -> tokio::task::AbortHandle {
@@ -298,8 +303,8 @@ async fn write_cookie(vcenter: &VCenter, path: &Path) -> Result<(), Failure> {
     std::fs::rename(&new, path).map_err(fail)
 }
 
-fn not_a_path(disk: &FrozenVmDisk) -> Failure {
-    let text = format!("{}: '{}' is no path of a datastore", disk.label, disk.file);
+fn not_a_path(disk: &FrozenDisk) -> Failure {
+    let text = format!("{}: '{}' is no path of a datastore", disk.facts.label, disk.facts.file);
     failed(FailureKind::Source, text)
 }
 
@@ -310,9 +315,11 @@ fn relative(file: &str) -> Option<PathBuf> {
     path.components().all(|part| matches!(part, Component::Normal(_))).then(|| path.to_owned())
 }
 
+/// Kind of a controller, its bus, the unit on it.
+type Place = (ControllerKind, i32, i32);
+
 /// Whether a lease's device key, such as `/vm-1/VirtualLsiLogicController0:3`, is of this disk.
-fn is_of(key: &str, disk: &FrozenVmDisk) -> bool {
-    let Some((kind, bus, unit)) = disk.place else { return false };
+fn is_of(key: &str, (kind, bus, unit): Place) -> bool {
     let Some((controller, place)) = key.rsplit('/').next().and_then(|last| {
         let at = last.find("Controller")? + "Controller".len();
         last.split_at_checked(at)
@@ -320,12 +327,10 @@ fn is_of(key: &str, disk: &FrozenVmDisk) -> bool {
         return false;
     };
     let is_kind = match kind {
-        crate::broker::ControllerKind::Ide => controller.contains("IDE"),
-        crate::broker::ControllerKind::Sata => {
-            controller.contains("SATA") || controller.contains("AHCI")
-        }
-        crate::broker::ControllerKind::Nvme => controller.contains("NVME"),
-        crate::broker::ControllerKind::Scsi => {
+        ControllerKind::Ide => controller.contains("IDE"),
+        ControllerKind::Sata => controller.contains("SATA") || controller.contains("AHCI"),
+        ControllerKind::Nvme => controller.contains("NVME"),
+        ControllerKind::Scsi => {
             !["IDE", "SATA", "AHCI", "NVME"].iter().any(|other| controller.contains(other))
         }
     };

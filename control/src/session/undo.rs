@@ -1,13 +1,13 @@
 //! Undoes what an earlier process left in vSphere: before anything else at each start.
 //!
 //! In: the ledger's open entries, the newest first (disks are detached before a snapshot goes). Out:
-//! what was done, and what is still open. Also finds snapshots with Gantry's mark that no ledger
-//! knows, and tells them. Must not: touch a snapshot that bears no mark of Gantry.
+//! what was done, and what is still open. Must not: touch a snapshot that bears no mark of Gantry.
+
+use std::time::Duration;
 
 use gantry_common::failure::Failure;
 
-use super::{freeze, road};
-use crate::broker::Broker;
+use super::{removal, road};
 use crate::hotadd;
 use crate::ledger::{Ledger, Open, Undo};
 use crate::vcenter::{MoRef, VCenter, VmRef};
@@ -20,6 +20,7 @@ pub async fn undo_all(
     vcenter: &VCenter,
     vcenter_id: &str,
     ledger: &mut Ledger,
+    pauses: &[Duration],
 ) -> Result<Vec<String>, Failure> {
     let mut lines = Vec::new();
     for open in ledger.open_undos() {
@@ -31,7 +32,7 @@ pub async fn undo_all(
         if of != vcenter_id {
             continue;
         }
-        match undo(vcenter, &open).await {
+        match undo(vcenter, &open, pauses).await {
             Ok(line) => {
                 ledger.done(open.number)?;
                 lines.push(format!("session {}: {line}", open.session));
@@ -44,13 +45,14 @@ pub async fn undo_all(
     Ok(lines)
 }
 
-async fn undo(vcenter: &VCenter, open: &Open) -> Result<String, Failure> {
+async fn undo(vcenter: &VCenter, open: &Open, pauses: &[Duration]) -> Result<String, Failure> {
     match &open.undo {
         Undo::RemoveSnapshot { vm, vm_name, snapshot, .. } => {
             let Some(moref) = find(vcenter, vm).await? else {
                 return Ok(format!("the machine '{vm_name}' is gone, and its snapshot with it"));
             };
-            freeze::thaw(vcenter, &VmRef::new(moref, vm_name.as_str()), snapshot).await
+            let vm = VmRef::new(moref, vm_name.as_str());
+            removal::remove_named(vcenter, &vm, snapshot, pauses).await
         }
         Undo::DetachDisk { proxy_vm, file, .. } => {
             let Some(moref) = find(vcenter, proxy_vm).await? else {
@@ -71,24 +73,4 @@ async fn undo(vcenter: &VCenter, open: &Open) -> Result<String, Failure> {
 
 async fn find(vcenter: &VCenter, instance_uuid: &str) -> Result<Option<MoRef>, Failure> {
     vcenter.find_by_uuid(instance_uuid, true).await.map_err(|error| error.failure())
-}
-
-/// Snapshots with Gantry's mark that this ledger knows nothing of: machine and name.
-pub fn stranded(broker: &Broker, ledger: &Ledger) -> Vec<(String, String)> {
-    let known: Vec<String> = ledger
-        .open_undos()
-        .into_iter()
-        .filter_map(|open| match open.undo {
-            Undo::RemoveSnapshot { snapshot, .. } => Some(snapshot),
-            _ => None,
-        })
-        .collect();
-    broker.read(|cache| {
-        let marked = cache.vms().flat_map(|(_, facts)| {
-            let names = facts.snapshots.iter().map(|snapshot| snapshot.name.to_string());
-            let own = names.filter(|name| name.starts_with(freeze::MARK));
-            own.map(|name| (facts.name.to_string(), name)).collect::<Vec<_>>()
-        });
-        marked.filter(|(_, name)| !known.contains(name)).collect()
-    })
 }
