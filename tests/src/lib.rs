@@ -24,3 +24,4 @@ pub mod devices;
 pub mod relay;
 pub mod hostile;
 pub mod vcsim;
+pub mod vsphere;

@@ -27,6 +27,14 @@ pub fn mover() -> PathBuf {
     program
 }
 
+/// `gantry`, or what `GANTRY_CONTROL` names instead.
+pub fn control() -> PathBuf {
+    let named = std::env::var_os("GANTRY_CONTROL").map(PathBuf::from);
+    let program = named.unwrap_or_else(|| profile_folder().join("gantry-under-test"));
+    assert!(program.exists(), "{} is not built: cargo build --workspace", program.display());
+    program
+}
+
 /// A child process; killed (SIGKILL) and reaped when dropped.
 #[derive(Debug)]
 pub struct Running {
@@ -194,7 +202,12 @@ impl Outcome {
         self
     }
 
-    /// Standard output as one JSON value.
+    /// Standard output as one JSON value; null if it is none.
+    pub fn json_or_null(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or(Value::Null)
+    }
+
+    /// Standard output as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.out)

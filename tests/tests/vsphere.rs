@@ -1,0 +1,256 @@
+//! Machines of a simulated vCenter, backed up over every transport mode while their guests write:
+//! what comes back is the disk at the instant of the snapshot, and nothing is left behind.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use gantry_sim::storage::Fault;
+use gantry_tests::vsphere::{Session, Sphere};
+
+const MIB: u64 = 1 << 20;
+
+/// Two machines with content, one of them with two disks, and a proxy.
+fn sphere(seed: u64) -> Sphere {
+    let image = |name: &str, megabytes: u64, seed: u64| {
+        let path = std::env::temp_dir().join(format!("gantry-{}-{name}-{seed}", std::process::id()));
+        gantry_tests::images::noise_disk(&path, megabytes * MIB, seed);
+        path
+    };
+    let images = [image("a", 24, seed), image("b", 12, seed + 1), image("c", 8, seed + 2)];
+    let text = |path: &PathBuf| path.display().to_string();
+    let inventory = format!(
+        r#"
+        name = "vcenter.sim.example"
+        [[datacenter]]
+        name = "DC 0"
+        networks = ["VM Network"]
+        folders = ["Production"]
+        [[datacenter.cluster]]
+        name = "Cluster0"
+        hosts = ["esx0.sim.example"]
+        [[datacenter.datastore]]
+        name = "vmfs0"
+        [[datacenter.datastore]]
+        name = "nfs0"
+        kind = "NFS"
+        [[vm]]
+        name = "web"
+        folder = "Production"
+        guest_writes_per_second = 200
+        disk = [{{ image = "{}" }}, {{ image = "{}", datastore = "nfs0" }}]
+        [[vm]]
+        name = "idle"
+        cbt = true
+        disk = [{{ image = "{}" }}]
+        [[vm]]
+        name = "proxy"
+        disk = [{{ size_mib = 4 }}]
+        "#,
+        text(&images[0]),
+        text(&images[1]),
+        text(&images[2]),
+    );
+    let sphere = Sphere::new(&inventory, seed);
+    images.iter().for_each(|image| std::fs::remove_file(image).expect("removable"));
+    sphere
+}
+
+fn proxy_uuid(sphere: &Sphere) -> String {
+    let config = sphere.config("", "");
+    let listed = sphere.start(&config, &["vm", "list"]).wait().ok().json();
+    let rows = listed.as_array().expect("a list");
+    let proxy = rows.iter().find(|row| row["name"] == "proxy").expect("the proxy");
+    proxy["instance_uuid"].as_str().expect("a UUID").to_owned()
+}
+
+/// The proxy's table for a mode.
+fn proxy(sphere: &Sphere, mode: &str) -> String {
+    match mode {
+        "direct" => format!(
+            "mounts = {{ vmfs0 = {:?}, nfs0 = {:?} }}",
+            sphere.datastore("vmfs0"),
+            sphere.datastore("nfs0")
+        ),
+        "hotadd" => format!(
+            "vm = {{ instance_uuid = \"{}\", datastores = [\"vmfs0\", \"nfs0\"], \
+             device_folder = {:?} }}",
+            proxy_uuid(sphere),
+            sphere.devices("proxy"),
+        ),
+        _ => String::new(),
+    }
+}
+
+#[track_caller]
+fn transport(session: &Session, mode: &str) {
+    for disk in session.report["disks"].as_array().expect("disks") {
+        assert_eq!(disk["transport"], mode, "{:#}", session.report);
+    }
+}
+
+/// Two backups of the machine whose guest writes; the second reads what changed.
+fn there_and_back(mode: &str, seed: u64) {
+    let sphere = sphere(seed);
+    let disks = ["[vmfs0] web/web.vmdk", "[nfs0] web/web_1.vmdk"].map(|file| sphere.watch(file));
+    let config = sphere.config(&proxy(&sphere, mode), &format!("transport = \"{mode}\""));
+    let first = sphere.backup(&config, "web", &[]);
+    first.ended("success");
+    transport(&first, mode);
+    first.says(&["changed-block tracking was switched on"]);
+    first.says(&["first backup"]);
+    for (number, disk) in disks.iter().enumerate() {
+        sphere.comes_back("web", &first, number, *disk);
+    }
+    let second = sphere.backup(&config, "web", &[]);
+    second.ended("success");
+    transport(&second, mode);
+    second.says(&["Hard disk 1", "changed since the base"]);
+    for (number, disk) in disks.iter().enumerate() {
+        sphere.comes_back("web", &second, number, *disk);
+        let mode = &second.report["mover"]["disks"][number]["mode"];
+        assert_eq!(mode, "extents", "{:#}", second.report);
+    }
+    for (number, disk) in disks.iter().enumerate() {
+        sphere.comes_back("web", &first, number, *disk);
+    }
+    sphere.is_clean(&config);
+}
+
+#[test]
+fn over_direct() {
+    there_and_back("direct", 11);
+}
+
+#[test]
+fn over_hotadd() {
+    there_and_back("hotadd", 12);
+}
+
+#[test]
+fn over_https() {
+    there_and_back("https", 13);
+}
+
+/// An export stream is for fulls: the second run takes the next mode only if the job lets it.
+#[test]
+fn over_nfc_a_full_each_time() {
+    let sphere = sphere(14);
+    let disk = sphere.watch("[vmfs0] web/web.vmdk");
+    let config = sphere.config("", "transport = \"nfc\"");
+    let first = sphere.backup(&config, "web", &[]);
+    first.ended("success");
+    transport(&first, "nfc");
+    sphere.comes_back("web", &first, 0, disk);
+    let second = sphere.backup(&config, "web", &[]);
+    second.ended("failed");
+    second.says(&["cannot read parts"]);
+    let full = sphere.backup(&config, "web", &["--full"]);
+    full.ended("success");
+    sphere.comes_back("web", &full, 0, disk);
+    sphere.is_clean(&config);
+}
+
+/// The first mode that works is taken, and the reasons against the others are told; where it fails
+/// in the middle the next one goes on.
+#[test]
+fn a_mode_that_fails_is_followed_by_the_next() {
+    let sphere = sphere(15);
+    let disk = sphere.watch("[vmfs0] idle/idle.vmdk");
+    // The mount is not what it says.
+    let empty = sphere.scratch.join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let config = sphere.config(&format!("mounts = {{ vmfs0 = {empty:?} }}"), "");
+    let session = sphere.backup(&config, "idle", &[]);
+    session.ended("warning");
+    transport(&session, "https");
+    session.says(&["not hotadd"]);
+    session.says(&["next transport mode"]);
+    sphere.comes_back("idle", &session, 0, disk);
+    sphere.is_clean(&config);
+}
+
+/// CBT that leaves out what changed: with so many omissions a sample of 64 of 96 blocks sees one.
+#[test]
+fn changes_that_cbt_omits_are_noticed_and_the_point_is_right() {
+    let sphere = sphere(16);
+    let disk = sphere.watch("[vmfs0] idle/idle.vmdk");
+    let config = sphere.config("", "block_size = \"256K\"\naudit_percent = 100.0");
+    sphere.backup(&config, "idle", &[]).ended("success");
+    for block in 0..24u64 {
+        sphere.sim.storage.write(disk, block * 300_000, &[block as u8 + 1; 4096]).unwrap();
+    }
+    let omit = Fault::OmitChanges { disk: Some(disk), probability: 0.5, seed: 3, once: false };
+    sphere.sim.storage.inject(omit);
+    let session = sphere.backup(&config, "idle", &[]);
+    session.ended("warning");
+    session.says(&["ALARM", "changed-block tracking"]);
+    sphere.comes_back("idle", &session, 0, disk);
+    sphere.sim.storage.clear_faults();
+    sphere.is_clean(&config);
+}
+
+/// A reset of tracking is told as what it is, and a job may refuse the full read it costs.
+#[test]
+fn a_reset_of_tracking_is_an_explained_full() {
+    let sphere = sphere(17);
+    let disk = sphere.watch("[vmfs0] idle/idle.vmdk");
+    let warns = sphere.config("", "");
+    sphere.backup(&warns, "idle", &[]).ended("success");
+    sphere.sim.storage.reset_cbt(disk).unwrap();
+    let refuses = sphere.config("", "on_full = \"fail\"");
+    let refused = sphere.backup(&refuses, "idle", &[]);
+    refused.ended("failed");
+    let session = sphere.backup(&warns, "idle", &[]);
+    session.ended("warning");
+    session.says(&["everything is read", "reset since the last restore point"]);
+    sphere.comes_back("idle", &session, 0, disk);
+    sphere.is_clean(&warns);
+}
+
+/// `kill -9` of gantry at many moments of a session over hot-add: what comes next cleans up, and
+/// backs up.
+#[test]
+fn a_killed_session_leaves_nothing_once_gantry_runs_again() {
+    let sphere = sphere(18);
+    let disk = sphere.watch("[vmfs0] web/web.vmdk");
+    let config = sphere.config(&proxy(&sphere, "hotadd"), "transport = \"hotadd\"");
+    let seed = 18;
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut left = 0;
+    for kill in 0..12 {
+        let mut running = sphere.start(&config, &["vm", "backup", "web"]);
+        let after = Duration::from_millis(random.u64(20..900));
+        std::thread::sleep(after);
+        running.kill_hard();
+        left += usize::from(!sphere.sim.storage.snapshots().is_empty());
+        eprintln!("seed {seed}, kill {kill} after {after:?}");
+        if kill % 3 == 0 {
+            sphere.start(&config, &["cleanup"]).wait().ok();
+            sphere.is_clean(&config);
+        }
+    }
+    assert!(left > 0, "no kill met an open snapshot: the moments are not well chosen");
+    let session = sphere.backup(&config, "web", &[]);
+    session.ended("success");
+    sphere.comes_back("web", &session, 0, disk);
+    sphere.is_clean(&config);
+}
+
+/// A snapshot that will not go is tried in four rounds, told, and goes at the next chance.
+#[test]
+fn a_snapshot_that_will_not_go_is_told_and_goes_later() {
+    let sphere = sphere(19);
+    let disk = sphere.watch("[vmfs0] idle/idle.vmdk");
+    let config = sphere.config("", "");
+    sphere.sim.storage.inject(Fault::RemovalFails { disk: Some(disk), times: 100 });
+    let session = sphere.backup(&config, "idle", &[]);
+    session.ended("warning");
+    session.says(&["would not go", "rounds"]);
+    sphere.comes_back("idle", &session, 0, disk);
+    assert!(!sphere.sim.storage.snapshots().is_empty());
+    sphere.sim.storage.clear_faults();
+    let next = sphere.backup(&config, "idle", &[]);
+    next.ended("success");
+    sphere.comes_back("idle", &next, 0, disk);
+    sphere.is_clean(&config);
+}
