@@ -228,16 +228,14 @@ impl<'a> Session<'a> {
             hardware_version: facts.hardware_version,
             tracking: self.see_tracking(&vm, &facts).await,
             host: host.as_ref().map(|(version, build)| (version.as_str(), build.as_str())),
-            distrusted: self.full.then_some("a full was asked for"),
+            is_full_asked: self.full,
             block_bytes: u64::from(self.config.backup.block_size()?.bytes()),
             policy: self.config.backup.on_full,
         };
         for disk in facts.disks.values().filter(|disk| wanted.contains(&disk.key)) {
             let held = self.held(base.as_ref(), &facts, disk);
             // What is known before the snapshot may be enough to forbid it.
-            if let PolicyOutcome::Stop(why) =
-                tracking.foresee(&disk.label, disk.capacity_bytes, held)
-            {
+            if let PolicyOutcome::Stop(why) = tracking.foresee(disk, held) {
                 return Err(failed(FailureKind::Source, why));
             }
         }

@@ -193,8 +193,17 @@ impl Sphere {
         let (to_text, disk) = (to.display().to_string(), disk.to_string());
         let repository = self.repository();
         let arguments = [
-            "restore", "--repo", &repository, "--name", vm, "--point", session.point(), "--disk",
-            &disk, "--to", &to_text,
+            "restore",
+            "--repo",
+            &repository,
+            "--name",
+            vm,
+            "--point",
+            session.point(),
+            "--disk",
+            &disk,
+            "--to",
+            &to_text,
         ];
         self.program(mover(), &arguments).ok();
         to

@@ -12,7 +12,8 @@ const MIB: u64 = 1 << 20;
 /// Two machines with content, one of them with two disks, and a proxy.
 fn sphere(seed: u64) -> Sphere {
     let image = |name: &str, megabytes: u64, seed: u64| {
-        let path = std::env::temp_dir().join(format!("gantry-{}-{name}-{seed}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("gantry-{}-{name}-{seed}", std::process::id()));
         gantry_tests::images::noise_disk(&path, megabytes * MIB, seed);
         path
     };
@@ -177,7 +178,7 @@ fn changes_that_cbt_omits_are_noticed_and_the_point_is_right() {
     let config = sphere.config("", "block_size = \"256K\"\naudit_percent = 100.0");
     sphere.backup(&config, "idle", &[]).ended("success");
     for block in 0..24u64 {
-        sphere.sim.storage.write(disk, block * 300_000, &[block as u8 + 1; 4096]).unwrap();
+        sphere.sim.storage.write(disk, block * 299_008, &[block as u8 + 1; 4096]).unwrap();
     }
     let omit = Fault::OmitChanges { disk: Some(disk), probability: 0.5, seed: 3, once: false };
     sphere.sim.storage.inject(omit);
@@ -194,12 +195,13 @@ fn changes_that_cbt_omits_are_noticed_and_the_point_is_right() {
 fn a_reset_of_tracking_is_an_explained_full() {
     let sphere = sphere(17);
     let disk = sphere.watch("[vmfs0] idle/idle.vmdk");
-    let warns = sphere.config("", "");
-    sphere.backup(&warns, "idle", &[]).ended("success");
+    let config = sphere.config("", "on_full = \"fail\"");
+    sphere.backup(&config, "idle", &[]).ended("success");
     sphere.sim.storage.reset_cbt(disk).unwrap();
-    let refuses = sphere.config("", "on_full = \"fail\"");
-    let refused = sphere.backup(&refuses, "idle", &[]);
+    let refused = sphere.backup(&config, "idle", &[]);
     refused.ended("failed");
+    assert!(refused.report["failure"].as_str().unwrap().contains("policy"), "{:#}", refused.report);
+    let warns = sphere.config("", "");
     let session = sphere.backup(&warns, "idle", &[]);
     session.ended("warning");
     session.says(&["everything is read", "reset since the last restore point"]);

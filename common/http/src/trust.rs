@@ -29,6 +29,13 @@ pub struct Thumbprint(pub [u8; 32]);
 )]
 pub struct ThumbprintParseError(String);
 
+impl Thumbprint {
+    /// Of the first certificate in a PEM text; nothing if there is none.
+    pub fn of_pem(pem: &[u8]) -> Option<Thumbprint> {
+        thumbprint_of(&CertificateDer::from_pem_slice(pem).ok()?)
+    }
+}
+
 impl fmt::Display for Thumbprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, byte) in self.0.iter().enumerate() {

@@ -54,7 +54,9 @@ pub struct CbtFacts<'a> {
     pub was_reverted: bool,
     /// Tracking was switched on while snapshots existed: it answers wrongly and without error.
     pub was_enabled_under_snapshots: bool,
-    /// The job or a person asks for a full read, or an audit has found a mistake of CBT.
+    /// The job or a person asks for a full read.
+    pub is_full_asked: bool,
+    /// Why CBT is not trusted for this disk, such as a mistake that an audit found.
     pub distrusted: Option<&'a str>,
     /// Version and build of the host, such as `6.0.0` and `2494585`.
     pub host: Option<(&'a str, &'a str)>,
@@ -92,7 +94,10 @@ pub enum FullReason {
     /// There is nothing to build on.
     #[error("this is the first backup of the disk")]
     FirstRun,
-    /// A person, the job or the audit does not trust CBT.
+    /// A person or the job wants everything read.
+    #[error("a full was asked for")]
+    Asked,
+    /// The audit, or whoever knows this disk, does not trust CBT.
     #[error("changed block tracking is not trusted: {0}")]
     Distrusted(String),
     /// The hardware is too old.
@@ -165,7 +170,7 @@ pub enum FullReason {
 impl FullReason {
     /// Whether the run was bound to read everything, so that no policy needs to hear of it.
     pub fn is_expected(&self) -> bool {
-        matches!(self, FullReason::FirstRun | FullReason::JustEnabled)
+        matches!(self, FullReason::Asked | FullReason::FirstRun | FullReason::JustEnabled)
     }
 }
 
@@ -201,6 +206,9 @@ pub fn explained_full(facts: &CbtFacts<'_>, reason: FullReason) -> Decision {
 }
 
 fn doubt(facts: &CbtFacts<'_>) -> Result<ChangeId, FullReason> {
+    if facts.is_full_asked {
+        return Err(FullReason::Asked);
+    }
     if let Some(why) = facts.distrusted {
         return Err(FullReason::Distrusted(why.to_owned()));
     }

@@ -5,11 +5,12 @@
 
 use gantry_common::extents::Extent;
 
+use crate::broker::DiskFacts;
 use crate::cbt::decide::explained_full;
 use crate::cbt::query::DiskQuery;
 use crate::cbt::{
-    BaseFacts, CbtFacts, ChangeIdFact, Decision, FullReason, Policy, PolicyOutcome, Tracking,
-    allocated_extents, changed_extents, decide,
+    BaseFacts, CbtFacts, ChangeId, ChangeIdFact, Decision, FullReason, Policy, PolicyOutcome,
+    Tracking, allocated_extents, changed_extents, decide,
 };
 use crate::mover::PointDisk;
 use crate::snapshots::{FrozenDisk, Snapshot};
@@ -46,8 +47,8 @@ pub struct VmTracking<'a> {
     pub tracking: Tracking,
     /// Version and build of its host.
     pub host: Option<(&'a str, &'a str)>,
-    /// Why a full was asked for, if it was.
-    pub distrusted: Option<&'a str>,
+    /// A full was asked for.
+    pub is_full_asked: bool,
     /// Size of the blocks that are read.
     pub block_bytes: u64,
     /// The job's policy.
@@ -74,19 +75,24 @@ impl VmTracking<'_> {
             // A revert goes back in the change id, or begins a new tracker: both are looked at.
             was_reverted: false,
             was_enabled_under_snapshots: false,
-            distrusted: self.distrusted,
+            is_full_asked: self.is_full_asked,
+            distrusted: None,
             host: self.host,
         }
     }
 
     /// What the policy says of a disk before the snapshot is made.
-    pub fn foresee(
-        &self,
-        label: &str,
-        capacity_bytes: u64,
-        held: Option<&PointDisk>,
-    ) -> PolicyOutcome {
-        let facts = self.facts(capacity_bytes, ChangeIdFact::NotYetKnown, held);
+    pub fn foresee(&self, disk: &DiskFacts, held: Option<&PointDisk>) -> PolicyOutcome {
+        // The running disk's id tells whether tracking began anew, and nothing else for certain.
+        let now = disk.change_id.as_deref();
+        let ids = now
+            .and_then(|now| now.parse::<ChangeId>().ok())
+            .zip(held.and_then(|held| held.change_id.as_deref()?.parse::<ChangeId>().ok()));
+        let change_id = match (now, ids) {
+            (Some(now), Some((new, old))) if !new.has_tracker_of(&old) => ChangeIdFact::Is(now),
+            _ => ChangeIdFact::NotYetKnown,
+        };
+        let (label, facts) = (&disk.label, self.facts(disk.capacity_bytes, change_id, held));
         self.policy.apply(label, &decide(&facts))
     }
 

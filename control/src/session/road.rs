@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::secret::Secret;
-use gantry_common::source::{HttpAuth, HttpsSource, NfcSource, SourceFormat, SourceSpec};
+use gantry_common::source::{
+    HttpAuth, HttpsSource, NfcSource, ServerTrust, SourceFormat, SourceSpec,
+};
+use gantry_http::Thumbprint;
 
 use super::failed;
 use crate::broker::{ControllerKind, VmFacts};
@@ -179,17 +182,34 @@ impl RoadBuilder<'_> {
         let file = file.ok_or_else(|| {
             failed(FailureKind::Source, format!("the export has no stream of {}", disk.facts.label))
         })?;
+        let file_certificate = file.certificate.clone();
         let endpoint = self.config.vcenter.endpoint()?;
         let own = (endpoint.host().to_owned(), endpoint.port());
-        let ((host, port), path_and_query) = split_url(&file.url, own)?;
+        let ((host, port), path_and_query) = split_url(&file.url, own.clone())?;
+        // The address itself is the ticket; another host must not see vCenter's session.
+        let auth = match (host.as_str(), port) == (own.0.as_str(), own.1) {
+            true => self.cookie(open).await?,
+            false => HttpAuth::None,
+        };
         Ok(SourceSpec::Nfc(NfcSource {
             host,
             port,
-            trust: self.config.vcenter.server_trust()?,
+            trust: self.lease_trust(file_certificate.as_deref())?,
             path_and_query,
             size_bytes: disk.facts.capacity_bytes,
-            auth: self.cookie(open).await?,
+            auth,
         }))
+    }
+
+    /// The host that serves a lease shows the certificate that vCenter says it has; where vCenter
+    /// does not say, one that is trusted as vCenter's own.
+    fn lease_trust(&self, certificate: Option<&str>) -> Result<ServerTrust, Failure> {
+        match certificate {
+            Some(pem) => Thumbprint::of_pem(pem.as_bytes())
+                .map(|thumbprint| ServerTrust::Thumbprint(thumbprint.to_string()))
+                .ok_or_else(|| failed(FailureKind::Source, "the lease's certificate is none")),
+            None => self.config.vcenter.server_trust(),
+        }
     }
 
     /// Where a disk is attached, by the machine's controllers.

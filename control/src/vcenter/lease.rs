@@ -24,8 +24,9 @@ pub struct LeaseFile {
     pub is_disk: bool,
     /// Bytes, where the service knows.
     pub size_bytes: Option<u64>,
-    /// The certificate of the host that serves it (SHA-1 in old services, hence a text).
-    pub ssl_thumbprint: Option<String>,
+    /// The certificate of the host that serves it, in PEM; since vSphere 7.0.3. The `sslThumbprint`
+    /// beside it is a SHA-1 digest, and not used.
+    pub certificate: Option<String>,
 }
 
 /// A lease that is ready.
@@ -157,7 +158,7 @@ fn parse(lease: &MoRef, info: &Element) -> Lease {
             url: text("url")?,
             is_disk: url.bool_at("disk").unwrap_or(false),
             size_bytes: url.number_at("fileSize"),
-            ssl_thumbprint: text("sslThumbprint"),
+            certificate: text("sslCertificate"),
         })
     };
     Lease {

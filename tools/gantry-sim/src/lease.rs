@@ -46,9 +46,16 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// `HttpNfcLeaseInfo`; `origin` is the part of addresses before the path.
+    /// `HttpNfcLeaseInfo`; `origin` is the part of addresses before the path; thumbprint and PEM are
+    /// of the certificate that stands there.
     #[must_use]
-    pub fn info(&self, id: &str, origin: &str, thumbprint: &str, timeout_seconds: u64) -> Value {
+    pub fn info(
+        &self,
+        id: &str,
+        origin: &str,
+        (thumbprint, certificate): &(String, String),
+        timeout_seconds: u64,
+    ) -> Value {
         let urls = self.disks.iter().map(|disk| {
             object(
                 "HttpNfcLeaseDeviceUrl",
@@ -56,7 +63,8 @@ impl Lease {
                     ("key", (&disk.key).into()),
                     ("importKey", (&disk.key).into()),
                     ("url", format!("{origin}/nfc/{id}/{}", disk.name).into()),
-                    ("sslThumbprint", thumbprint.into()),
+                    ("sslThumbprint", thumbprint.as_str().into()),
+                    ("sslCertificate", certificate.as_str().into()),
                     ("disk", true.into()),
                     ("targetId", (&disk.name).into()),
                     ("datastoreKey", format!("{origin}/").into()),

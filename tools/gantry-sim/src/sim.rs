@@ -117,6 +117,8 @@ pub struct Endpoint {
     pub thumbprint: String,
     /// The same by SHA-256.
     pub thumbprint_sha256: String,
+    /// Its certificate in PEM.
+    pub certificate: String,
     /// Its one-time tickets.
     pub tickets: Tickets,
     /// Its tasks, oldest first.
@@ -138,6 +140,7 @@ impl Endpoint {
             address: None,
             thumbprint: String::new(),
             thumbprint_sha256: String::new(),
+            certificate: String::new(),
             tickets: Tickets::default(),
             tasks: VecDeque::new(),
             events: Vec::new(),

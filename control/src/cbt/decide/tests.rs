@@ -22,6 +22,7 @@ fn good() -> CbtFacts<'static> {
         base: Some(BaseFacts { change_id: Some(BASE), capacity_bytes: 200 << 30 }),
         was_reverted: false,
         was_enabled_under_snapshots: false,
+        is_full_asked: false,
         distrusted: None,
         host: Some(("8.0.2", "22380479")),
     }

@@ -19,6 +19,8 @@ pub struct Certificate {
     pub thumbprint_sha1: String,
     /// SHA-256 of the certificate, `AA:BB:...`.
     pub thumbprint_sha256: String,
+    /// The certificate itself.
+    pub pem: String,
 }
 
 impl Certificate {
@@ -41,7 +43,8 @@ impl Certificate {
             .with_no_client_auth()
             .with_single_cert(vec![der], key)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { config: Arc::new(config), thumbprint_sha1, thumbprint_sha256 })
+        let pem = certificate.pem();
+        Ok(Self { config: Arc::new(config), thumbprint_sha1, thumbprint_sha256, pem })
     }
 }
 

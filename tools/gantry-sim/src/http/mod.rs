@@ -65,6 +65,7 @@ pub async fn serve(sim: &Arc<Sim>, port: u16) -> Result<()> {
             endpoint.address = Some(listener.local_addr()?);
             endpoint.thumbprint.clone_from(&certificate.thumbprint_sha1);
             endpoint.thumbprint_sha256.clone_from(&certificate.thumbprint_sha256);
+            endpoint.certificate.clone_from(&certificate.pem);
         }
         let acceptor = TlsAcceptor::from(certificate.config);
         tokio::spawn(accept(sim.clone(), endpoint, listener, acceptor));

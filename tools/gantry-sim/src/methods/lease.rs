@@ -9,7 +9,7 @@ use crate::fault::Fault;
 use crate::lease::{self, Lease, LeaseDisk};
 use crate::limits;
 use crate::schema::{Value, reference};
-use crate::sim::Kind;
+use crate::sim::{Endpoint, Kind};
 use crate::site::{Disk, Power, Subject};
 use crate::tasks::{machine_mut, machine_of};
 
@@ -74,19 +74,20 @@ fn export(call: &Call) -> Result<Value, Fault> {
         open: true,
     };
     // vCenter sends clients to the host; a host says `*` for whatever name the client knows it by.
-    let (origin, thumbprint) = match call.endpoint(&mut state).kind {
+    let shown = |endpoint: &Endpoint| (endpoint.thumbprint.clone(), endpoint.certificate.clone());
+    let (origin, shown) = match call.endpoint(&mut state).kind {
         Kind::VCenter => {
             let at = state.endpoints.iter().find(|e| e.kind == Kind::Host(host));
-            let at = at.and_then(|e| Some((e.address?, e.thumbprint.clone())));
-            let (address, thumbprint) =
+            let at = at.and_then(|e| Some((e.address?, shown(e))));
+            let (address, shown) =
                 at.ok_or_else(|| Fault::new("HostNotReachable", "The host is not reachable."))?;
-            (format!("https://{address}"), thumbprint)
+            (format!("https://{address}"), shown)
         }
-        Kind::Host(_) => ("https://*".into(), call.endpoint(&mut state).thumbprint.clone()),
+        Kind::Host(_) => ("https://*".into(), shown(call.endpoint(&mut state))),
     };
     let seconds = call.sim.options.lease_time.as_secs();
     let key: Arc<str> = lease.reference.id.clone();
-    let info = lease.info(&key, &origin, &thumbprint, seconds);
+    let info = lease.info(&key, &origin, &shown, seconds);
     let answer = lease.reference.clone();
     lease::begin(&mut state, &lease);
     state.leases.insert(key.clone(), lease);
