@@ -43,14 +43,21 @@ async fn small_disk(vcenter: &VCenter) -> String {
     let devices = Devices::parse(content.get("config.hardware.device").expect("devices"));
     let disk = devices.disks.values().next().expect("a disk").clone();
     let vm = VmRef::new(content.object.clone(), VM);
+    let file = disk.file.replace("disk1", "small");
     let task = vcenter
         .reconfigure(&vm, |w| {
             w.nest("deviceChange", |w| {
-                w.text("operation", "edit");
+                w.text("operation", "remove");
                 w.typed("device", "VirtualDisk", |w| {
-                    w.value("key", disk.key);
+                    w.value("key", disk.key).value("capacityInKB", 0);
+                });
+            });
+            w.nest("deviceChange", |w| {
+                w.text("operation", "add").text("fileOperation", "create");
+                w.typed("device", "VirtualDisk", |w| {
+                    w.value("key", -1);
                     w.typed("backing", "VirtualDiskFlatVer2BackingInfo", |w| {
-                        w.text("fileName", &disk.file).text("diskMode", "persistent");
+                        w.text("fileName", &file).text("diskMode", "persistent");
                     });
                     w.value("controllerKey", disk.controller_key).value("unitNumber", disk.unit);
                     w.value("capacityInKB", DISK_BYTES / 1024);
@@ -61,7 +68,7 @@ async fn small_disk(vcenter: &VCenter) -> String {
         .expect("begun");
     let wait = TaskWait::new("ReconfigVM_Task", VM, Duration::from_secs(30));
     vcenter.wait_for_task(&task, wait).await.expect("the disk is small");
-    disk.file.to_string()
+    file
 }
 
 fn config(scratch: &Scratch, vcsim: &Vcsim, proxy: &str, mode: &str) -> PathBuf {
