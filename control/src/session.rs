@@ -239,6 +239,7 @@ impl<'a> Session<'a> {
                 return Err(failed(FailureKind::Source, why));
             }
         }
+        self.see_open_snapshots(&facts)?;
         let mark = Mark::new(self.id, &self.owner);
         let undo = self.ledger.begin(
             &self.report.session,
@@ -346,6 +347,31 @@ impl<'a> Session<'a> {
             }
         }
         found
+    }
+
+    /// Refuses to add a snapshot to a datastore that has as many of Gantry as it may.
+    fn see_open_snapshots(&self, facts: &VmFacts) -> Result<(), Failure> {
+        let max = self.config.backup.snapshots_per_datastore.max(1);
+        let is_open = |vm: &VmFacts| vm.snapshots.iter().any(|one| Mark::is_gantrys(&one.name));
+        for datastore in &facts.datastores {
+            let (open, name) = self.broker.read(|cache| {
+                let on_it = |vm: &&VmFacts| vm.datastores.contains(datastore);
+                let machines = cache.vms().map(|(_, vm)| vm).filter(on_it);
+                let open = machines.filter(|vm| is_open(vm)).count();
+                (open, cache.datastore(datastore).map(|found| found.name.to_string()))
+            });
+            if open >= max {
+                return Err(failed(
+                    FailureKind::Source,
+                    format!(
+                        "datastore {} has {open} open snapshots of backups, and may have {max} \
+                         (snapshots_per_datastore): run this again when they are gone",
+                        name.unwrap_or_else(|| datastore.to_string())
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// What the base point holds of a disk.

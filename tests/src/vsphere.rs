@@ -189,7 +189,7 @@ impl Sphere {
     #[track_caller]
     pub fn restore(&self, vm: &str, session: &Session, disk: usize) -> PathBuf {
         let number = self.restores.fetch_add(1, Ordering::Relaxed);
-        let to = self.scratch.join(&format!("restored-{number}.raw"));
+        let to = self.scratch.join(format!("restored-{number}.raw"));
         let (to_text, disk) = (to.display().to_string(), disk.to_string());
         let repository = self.repository();
         let arguments = [

@@ -123,7 +123,7 @@ fn there_and_back(mode: &str) {
         assert!(log.contains(says), "{said:#}");
         assert_eq!(said[0]["disks"][0]["transport"], mode, "{said:#}");
         let name = said[0]["mover"]["name"].as_str().expect("a name").to_owned();
-        let restored = scratch.join(&format!("restored-{round}.raw"));
+        let restored = scratch.join(format!("restored-{round}.raw"));
         let to = restored.display().to_string();
         let from = ["restore", "--repo", &repository, "--name", &name, "--to", &to];
         run(&scratch, mover(), &from).ok();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use gantry_sim::storage::Fault;
+use gantry_tests::servers::DiskServer;
 use gantry_tests::vsphere::{Session, Sphere};
 
 const MIB: u64 = 1 << 20;
@@ -130,6 +131,29 @@ fn over_hotadd() {
 #[test]
 fn over_https() {
     there_and_back("https", 13);
+}
+
+/// An NBD server beside the datastore has the frozen disk.
+#[test]
+fn over_nbd() {
+    let sphere = sphere(20);
+    let file = "[vmfs0] idle/idle.vmdk";
+    let disk = sphere.watch(file);
+    let flat = sphere.datastore("vmfs0").join("idle/idle-flat.vmdk");
+    let server = DiskServer::qemu(sphere.scratch.path(), "frozen", "raw", &flat);
+    let config =
+        sphere.config(&format!("nbd_template = {:?}", server.url()), "transport = \"nbd\"");
+    for round in 0..3u64 {
+        for block in 0..4 {
+            let offset = (round * 4 + block) * 512 * 1000;
+            sphere.sim.storage.write(disk, offset, &[round as u8 + 1; 1024]).unwrap();
+        }
+        let session = sphere.backup(&config, "idle", &[]);
+        session.ended("success");
+        transport(&session, "nbd");
+        sphere.comes_back("idle", &session, 0, disk);
+    }
+    sphere.is_clean(&config);
 }
 
 /// An export stream is for fulls: the second run takes the next mode only if the job lets it.
