@@ -287,6 +287,7 @@ fn probed(disk: &Element, is_ide: bool, is_shared: bool, proxy: &ProxyFacts) -> 
         },
         has_uuid: text("uuid").is_some(),
         is_ide,
+        is_encrypted: backing.child("keyId").is_some(),
     };
     let judged = roads(&frozen, proxy, None, Need::Full);
     ProbedDisk {

@@ -113,6 +113,8 @@ pub struct FrozenDisk {
     pub has_uuid: bool,
     /// It is attached to an IDE controller.
     pub is_ide: bool,
+    /// Its files are encrypted: whoever reads them reads ciphertext.
+    pub is_encrypted: bool,
 }
 
 /// What the run needs.
@@ -169,6 +171,11 @@ fn judge(
     need: Need,
 ) -> Result<String, String> {
     let datastore = &disk.datastore;
+    let reads_files =
+        matches!(mode, TransportMode::Direct | TransportMode::Nbd | TransportMode::Https);
+    if disk.is_encrypted && reads_files {
+        return Err("the disk is encrypted, and its files hold ciphertext".to_owned());
+    }
     match mode {
         TransportMode::Direct => match proxy.mounts.get(datastore) {
             Some(mount) => {
@@ -225,6 +232,7 @@ mod tests {
             backing,
             has_uuid: true,
             is_ide: false,
+            is_encrypted: false,
         }
     }
 
@@ -259,6 +267,8 @@ mod tests {
         assert_eq!(modes(&elsewhere, &able(), Need::Parts), ["nbd", "https"]);
         let ide = FrozenDisk { is_ide: true, ..disk(Flat) };
         assert_eq!(modes(&ide, &able(), Need::Parts), ["direct", "nbd", "https"]);
+        let encrypted = FrozenDisk { is_encrypted: true, ..disk(Flat) };
+        assert_eq!(modes(&encrypted, &able(), Need::Full), ["hotadd", "nfc"]);
         let nameless = FrozenDisk { has_uuid: false, ..disk(Flat) };
         assert_eq!(modes(&nameless, &able(), Need::Parts), ["direct", "nbd", "https"]);
     }

@@ -232,6 +232,13 @@ impl Sphere {
         found.next().unwrap_or_else(|| panic!("no point of {vm}: {listed:#}")).to_owned()
     }
 
+    /// A session's point in full.
+    #[track_caller]
+    pub fn show(&self, session: &Session) -> Value {
+        let arguments = ["repo", "show", &self.repository(), session.point(), "--json"];
+        self.program(mover(), &arguments).ok().json()
+    }
+
     /// Asserts that nothing of Gantry is left: no snapshot, no attached disk, no open undo.
     #[track_caller]
     pub fn is_clean(&self, config: &Path) {

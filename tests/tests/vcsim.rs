@@ -270,7 +270,7 @@ async fn stranded_snapshots_go_and_foreign_ones_stay() {
     let removal = Removal::new(&vm, whose(), &busy, &pauses);
     let removed = snapshots::remove(&vcenter, removal).await.expect("the machine is there");
     assert_eq!((removed.rounds, removed.errors.len()), (4, 4), "{removed:?}");
-    assert_eq!(removed.left, [stranded.clone()]);
+    assert_eq!(removed.left, std::slice::from_ref(&stranded));
     let removal = Removal::new(&vm, whose(), &no_disks_attached, &pauses);
     let removed = snapshots::remove(&vcenter, removal).await.expect("the machine is there");
     assert!(removed.is_clean() && removed.gone == [stranded.clone()], "{removed:?}");

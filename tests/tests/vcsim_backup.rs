@@ -94,7 +94,8 @@ fn run(scratch: &Scratch, program: PathBuf, arguments: &[&str]) -> Outcome {
 
 fn there_and_back(mode: &str) {
     let (vcsim, scratch) = (Vcsim::start(1), Scratch::new());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
     let descriptor = runtime.block_on(async {
         let vcenter = vcenter(&vcsim);
         let descriptor = small_disk(&vcenter).await;

@@ -100,6 +100,8 @@ fn there_and_back(mode: &str, seed: u64) {
     transport(&first, mode);
     first.says(&["changed-block tracking was switched on"]);
     first.says(&["first backup"]);
+    let config_kept = &sphere.show(&first)["vm_config"];
+    assert_eq!(config_kept["disks"].as_array().map(Vec::len), Some(2), "{config_kept:#}");
     for (number, disk) in disks.iter().enumerate() {
         sphere.comes_back("web", &first, number, *disk);
     }

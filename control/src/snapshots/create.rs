@@ -97,6 +97,7 @@ impl FrozenDisk {
             backing,
             has_uuid: !self.facts.uuid.is_empty(),
             is_ide: self.controller == Some(ControllerKind::Ide),
+            is_encrypted: self.facts.is_encrypted,
         }
     }
 }

@@ -111,7 +111,8 @@ pub fn remarks(vm: &VmFacts) -> Vec<String> {
     let mut remarks = Vec::new();
     if vm.is_encrypted || vm.disks.values().any(|disk| disk.is_encrypted) {
         remarks.push(
-            "it is encrypted: the transport modes direct and https would read ciphertext".into(),
+            "it is encrypted: only the transport modes hotadd and nfc read its disks in clear"
+                .into(),
         );
     }
     if vm.has_vtpm {

@@ -31,7 +31,8 @@ pub(super) fn run(command: RepoCommand) -> Result<(), Failure> {
                 .ok_or_else(|| {
                     usage(format!("no restore point {point} in {}", folder.dir.display()))
                 })?;
-            say_json(&admin::show(&reader, &name, Some(point))?)
+            let manifest = admin::show(&reader, &name, Some(point))?;
+            say_json(&with_readable_config(json!(manifest), &manifest.vm_config))
         }
         RepoCommand::Verify(arguments) => verify::run(&arguments),
         RepoCommand::Gc(arguments) => gc::run(&arguments),
@@ -46,6 +47,14 @@ pub(super) fn run(command: RepoCommand) -> Result<(), Failure> {
             show(&folder, &rebuilt, &lines)
         }
     }
+}
+
+/// A machine's configuration is stored as JSON text: shown as what it says, not as bytes.
+fn with_readable_config(mut point: Value, config: &[u8]) -> Value {
+    if let Ok(readable) = serde_json::from_slice::<Value>(config) {
+        point["vm_config"] = readable;
+    }
+    point
 }
 
 /// Opens for reading only; says on standard error what was noticed.
