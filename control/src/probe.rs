@@ -403,7 +403,7 @@ async fn read_for_a_while(
         let length = MEASURE_CHUNK.min(capacity - read);
         let request = Request::get(path.to_owned())
             .range(read, length)
-            .header(header::COOKIE, cookie.expose());
+            .header(header::COOKIE, cookie.reveal());
         let answer = vcenter.http().send(&request).await.map_err(|error| error.to_string())?;
         if answer.status().as_u16() != 206 {
             return Err(format!("HTTP status {}", answer.status()));

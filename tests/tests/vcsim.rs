@@ -123,7 +123,7 @@ async fn a_datastore_file_is_read_by_range_in_the_session() {
     let cookie = vcenter.session_cookie().await.expect("a cookie");
     let path = "/folder/DC0_H0_VM0/a-flat.vmdk?dcPath=DC0&dsName=LocalDS_0";
     let request = Request::get(path)
-        .header(gantry_http::header::COOKIE, cookie.expose())
+        .header(gantry_http::header::COOKIE, cookie.reveal())
         .range(100_001, 65_536);
     let mut response = vcenter.http().send(&request).await.expect("an answer");
     assert_eq!(response.status(), 206);

@@ -53,8 +53,12 @@ async fn clean(open: &mut Open) -> Result<Vec<String>, Failure> {
     Ok(lines)
 }
 
-async fn log_out(open: &Open) {
-    if let Err(error) = open.broker.vcenter().log_out().await {
+/// Ends the session with vCenter. Before, the broker stops waiting for updates: a server may let a
+/// log-out wait for that.
+async fn log_out(open: Open) {
+    let vcenter = open.broker.vcenter().clone();
+    drop(open.broker);
+    if let Err(error) = vcenter.log_out().await {
         tracing::info!("{error}");
     }
 }
@@ -63,7 +67,7 @@ pub(super) async fn cleanup(arguments: &ConfigArguments) -> Result<(), Failure> 
     let mut open = open(arguments).await?;
     let lines = clean(&mut open).await?;
     let left = open.ledger.open_undos().len();
-    log_out(&open).await;
+    log_out(open).await;
     if arguments.json {
         say_json(&json!({"done": lines, "open": left}))?;
     } else {
@@ -93,7 +97,7 @@ pub(super) async fn list(arguments: &ConfigArguments) -> Result<(), Failure> {
         cache.vms().map(|(_, facts)| row(facts)).collect()
     });
     rows.sort_by_key(|row| row["name"].as_str().unwrap_or_default().to_owned());
-    log_out(&open).await;
+    log_out(open).await;
     if arguments.json {
         return say_json(&rows);
     }
@@ -131,7 +135,7 @@ pub(super) async fn backup(arguments: &BackupArguments) -> Result<(), Failure> {
         reports.push(report);
         first = first.and(result);
     }
-    log_out(&open).await;
+    log_out(open).await;
     if arguments.config.json {
         say_json(&reports)?;
     }

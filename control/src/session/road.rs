@@ -10,7 +10,6 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
-use gantry_common::secret::Secret;
 use gantry_common::source::{
     HttpAuth, HttpsSource, NfcSource, ServerTrust, SourceFormat, SourceSpec,
 };
@@ -306,7 +305,7 @@ pub(super) async fn abort_lease(vcenter: &VCenter, lease: &str) -> Result<(), Fa
 
 async fn write_cookie(vcenter: &VCenter, path: &Path) -> Result<(), Failure> {
     let cookie = vcenter.session_cookie().await.map_err(|error| error.failure())?;
-    let auth = HttpAuth::Cookie(Secret::new(cookie.expose()));
+    let auth = HttpAuth::Cookie(cookie);
     let text = serde_json::to_vec(&auth).map_err(|error| failed(FailureKind::Internal, error))?;
     let fail = |error: std::io::Error| {
         failed(FailureKind::Internal, format!("cannot write {}: {error}", path.display()))

@@ -134,28 +134,34 @@ pub fn method(round: usize, all: &[SnapshotFacts]) -> Method {
 pub async fn remove(vcenter: &VCenter, removal: Removal<'_>) -> Result<Removed, VimError> {
     let mut removed = Removed::default();
     let mut wanted: Vec<String> = Vec::new();
+    let mut found = look(vcenter, removal.vm).await?;
     for round in 0..=removal.pauses.len() {
-        if let Some(pause) = round.checked_sub(1).and_then(|at| removal.pauses.get(at)) {
-            tokio::time::sleep(*pause).await;
-        }
-        let Some(state) = look(vcenter, removal.vm).await? else { break };
+        let Some(state) = &found else { break };
         let ours = state.ours(&removal.whose);
         note_wanted(&mut wanted, &ours);
         if ours.is_empty() && !state.consolidation_needed {
             break;
         }
+        // Only what would not go is waited for.
+        if let Some(pause) = round.checked_sub(1).and_then(|at| removal.pauses.get(at)) {
+            tokio::time::sleep(*pause).await;
+        }
         removed.rounds = round + 1;
-        if let Err(error) = (removal.detach)(removal.vm.clone()).await {
+        match (removal.detach)(removal.vm.clone()).await {
+            Ok(()) => {
+                let how = method(round, &state.all);
+                if let Err(error) = act(vcenter, removal.vm, how, &ours, state).await {
+                    removed.errors.push(error.to_string());
+                }
+            }
             // With a disk attached elsewhere, removing would orphan its delta.
-            removed.errors.push(format!("{}: cannot detach: {error}", removal.vm));
-            continue;
+            Err(error) => {
+                removed.errors.push(format!("{}: cannot detach: {error}", removal.vm));
+            }
         }
-        let acted = act(vcenter, removal.vm, method(round, &state.all), &ours, &state).await;
-        if let Err(error) = acted {
-            removed.errors.push(error.to_string());
-        }
+        found = look(vcenter, removal.vm).await?;
     }
-    if let Some(state) = look(vcenter, removal.vm).await? {
+    if let Some(state) = found {
         removed.left = state.ours(&removal.whose).iter().map(|one| one.name.to_string()).collect();
         removed.consolidation_needed = state.consolidation_needed;
     }

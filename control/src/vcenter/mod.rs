@@ -10,7 +10,6 @@
 //! Must not: print a password or a cookie; repeat a call that may have changed something without
 //! looking first.
 
-pub mod secret;
 pub mod moref;
 pub mod xml;
 pub mod xml_writer;
@@ -31,8 +30,8 @@ pub mod lease;
 pub use changed_areas::{ChangedAreas, DiskChangeQuery};
 pub use error::{ErrorKind, VimError};
 pub use fault::{Fault, FaultKind};
+pub use gantry_common::secret::Secret;
 pub use moref::{MoRef, VmRef};
-pub use secret::Secret;
 pub use service::{ServiceContent, ServiceTicket};
 pub use session::{Settings, VCenter};
 pub use task::{TaskEnd, TaskWait};

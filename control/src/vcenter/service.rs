@@ -5,9 +5,9 @@ use gantry_http::Thumbprint;
 use super::error::VimError;
 use super::moref::MoRef;
 use super::retry::Repeat;
-use super::secret::Secret;
 use super::session::VCenter;
 use super::xml::Element;
+use gantry_common::secret::Secret;
 
 /// The singletons of an endpoint, and what it is. A standalone ESXi lacks some of them.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,12 +13,12 @@ use tokio::sync::{Mutex, OnceCell};
 use super::error::{ErrorKind, VimError};
 use super::moref::MoRef;
 use super::retry::{self, Next, Repeat};
-use super::secret::Secret;
 use super::service::ServiceContent;
 use super::soap;
 use super::xml::Element;
 use super::xml_writer::XmlWriter;
 use crate::limits;
+use gantry_common::secret::Secret;
 
 /// Where the service stands on every vCenter and ESXi.
 const PATH: &str = "/sdk";
@@ -230,7 +230,7 @@ impl VCenter {
             .header(header::USER_AGENT, "Gantry")
             .idempotent(sending.idempotent);
         if let Some(cookie) = sending.cookie {
-            request = request.header(header::COOKIE, cookie.expose());
+            request = request.header(header::COOKIE, cookie.reveal());
         }
         if let Some(timeout) = sending.timeout {
             request = request.timeout(timeout);
@@ -270,7 +270,7 @@ impl VCenter {
         let (method, object) = ("Login", format!("user '{}'", self.inner.user));
         let content = self.content().await?;
         let body = soap::request(method, &content.session_manager, |w| {
-            w.text("userName", &self.inner.user).text("password", self.inner.password.expose());
+            w.text("userName", &self.inner.user).text("password", self.inner.password.reveal());
         });
         let body = body.ok_or_else(|| self.error(method, &object, ErrorKind::Argument))?;
         let mut tries = 0;
