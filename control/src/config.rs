@@ -132,6 +132,11 @@ impl Config {
         Ok(config)
     }
 
+    /// Folder for the cookies of sessions that run.
+    pub fn private(&self) -> PathBuf {
+        self.state.join("private")
+    }
+
     /// Whose snapshots are this installation's: its own random name, kept beside the ledger, and
     /// the vCenter.
     ///

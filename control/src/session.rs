@@ -166,7 +166,7 @@ impl<'a> Session<'a> {
             warnings: Vec::new(),
             mover: None,
         };
-        let private = config.state.join("private");
+        let private = config.private();
         let (vcenter_id, owner) = (String::new(), String::new());
         Session { broker, config, mover, ledger, private, full, id, vcenter_id, owner, report }
     }

@@ -45,6 +45,10 @@ fn sphere(seed: u64) -> Sphere {
         cbt = true
         disk = [{{ image = "{}" }}]
         [[vm]]
+        name = "large"
+        cbt = true
+        disk = [{{ size_mib = 128 }}]
+        [[vm]]
         name = "proxy"
         disk = [{{ size_mib = 4 }}]
         "#,
@@ -216,6 +220,45 @@ fn changes_that_cbt_omits_are_noticed_and_the_point_is_right() {
     sphere.is_clean(&config);
 }
 
+/// CBT that says nothing changed while 4 of 512 blocks did: a sample of 64 meets one of them in
+/// 1 - (448/512)^4, about 41 of 100 sessions. Fewer than 2 or more than 20 of 24 would come by chance
+/// once in some ten thousand runs.
+#[test]
+fn an_audit_meets_omitted_changes_as_often_as_its_sample_promises() {
+    let sphere = sphere(21);
+    let file = "[vmfs0] large/large.vmdk";
+    let disk = sphere.watch(file);
+    let config = sphere.config("", "block_size = \"256K\"\naudit_percent = 0.1");
+    sphere.backup(&config, "large", &[]).ended("success");
+    let mut met = 0;
+    for round in 0..24u64 {
+        let mut random = fastrand::Rng::with_seed(round);
+        let omit = Fault::OmitChanges { disk: Some(disk), probability: 1.0, seed: 1, once: false };
+        sphere.sim.storage.inject(omit);
+        let mut blocks: Vec<u64> = (0..512).collect();
+        random.shuffle(&mut blocks);
+        for block in &blocks[..4] {
+            let at = block * (256 << 10) + 4096;
+            sphere.sim.storage.write(disk, at, &[round as u8 + 1; 512]).unwrap();
+        }
+        let session = sphere.backup(&config, "large", &[]);
+        let audit = &session.report["mover"]["disks"][0]["audit"];
+        assert_eq!(audit["blocks"], 64, "{:#}", session.report);
+        sphere.sim.storage.clear_faults();
+        if session.report["result"] == "warning" {
+            met += 1;
+            session.says(&["ALARM"]);
+            sphere.comes_back("large", &session, 0, disk);
+        } else {
+            // Unnoticed: only a full brings the base back to what the disk is.
+            sphere.backup(&config, "large", &["--full"]).ended("success");
+        }
+    }
+    eprintln!("met in {met} of 24 sessions");
+    assert!((2..=20).contains(&met), "{met} of 24");
+    sphere.is_clean(&config);
+}
+
 /// A reset of tracking is told as what it is, and a job may refuse the full read it costs.
 #[test]
 fn a_reset_of_tracking_is_an_explained_full() {
@@ -235,19 +278,25 @@ fn a_reset_of_tracking_is_an_explained_full() {
     sphere.is_clean(&warns);
 }
 
-/// `kill -9` of gantry at many moments of a session over hot-add: what comes next cleans up, and
-/// backs up.
-#[test]
-fn a_killed_session_leaves_nothing_once_gantry_runs_again() {
-    let sphere = sphere(18);
+/// `kill -9` of gantry at many moments of a session: what comes next cleans up, and backs up.
+fn killed(mode: &str, seed: u64, kills: u32) {
+    let sphere = sphere(seed);
     let disk = sphere.watch("[vmfs0] web/web.vmdk");
-    let config = sphere.config(&proxy(&sphere, "hotadd"), "transport = \"hotadd\"");
-    let seed = 18;
+    let config = sphere.config(&proxy(&sphere, mode), &format!("transport = \"{mode}\""));
     let mut random = fastrand::Rng::with_seed(seed);
     let mut left = 0;
-    for kill in 0..12 {
-        let mut running = sphere.start(&config, &["vm", "backup", "web"]);
-        let after = Duration::from_millis(random.u64(20..900));
+    for kill in 0..kills {
+        let mut running = sphere.start(&config, &["vm", "backup", "web", "--full"]);
+        // Before, with and after the snapshot: fast modes are over in a third of a second.
+        let waits = random.bool();
+        let began = std::time::Instant::now();
+        while waits
+            && sphere.sim.storage.snapshots().is_empty()
+            && began.elapsed() < Duration::from_secs(2)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let after = Duration::from_millis(random.u64(0..if waits { 150 } else { 700 }));
         std::thread::sleep(after);
         running.kill_hard();
         left += usize::from(!sphere.sim.storage.snapshots().is_empty());
@@ -258,10 +307,25 @@ fn a_killed_session_leaves_nothing_once_gantry_runs_again() {
         }
     }
     assert!(left > 0, "no kill met an open snapshot: the moments are not well chosen");
-    let session = sphere.backup(&config, "web", &[]);
+    let session = sphere.backup(&config, "web", &["--full"]);
     session.ended("success");
     sphere.comes_back("web", &session, 0, disk);
     sphere.is_clean(&config);
+}
+
+#[test]
+fn a_killed_session_over_hotadd_leaves_nothing_once_gantry_runs_again() {
+    killed("hotadd", 18, 12);
+}
+
+#[test]
+fn a_killed_session_over_https_leaves_nothing_once_gantry_runs_again() {
+    killed("https", 22, 6);
+}
+
+#[test]
+fn a_killed_session_over_nfc_leaves_nothing_once_gantry_runs_again() {
+    killed("nfc", 23, 6);
 }
 
 /// A snapshot that will not go is tried in four rounds, told, and goes at the next chance.

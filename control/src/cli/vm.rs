@@ -4,6 +4,7 @@
 //! code is that of the first failure.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
@@ -45,11 +46,30 @@ async fn open(arguments: &ConfigArguments) -> Result<Open, Failure> {
 /// Undoes what is open, and tells what else bears Gantry's mark.
 async fn clean(open: &mut Open) -> Result<Vec<String>, Failure> {
     let vcenter = open.broker.vcenter().clone();
+    // The ledger's lock says that no session of this installation runs.
+    let mut lines = remove_cookies(&open.config.private())?;
     let id = vcenter_id(&vcenter).await?;
     let pauses = open.config.backup.removal_pauses();
-    let mut lines = undo_all(&vcenter, &id, &mut open.ledger, &pauses).await?;
+    lines.extend(undo_all(&vcenter, &id, &mut open.ledger, &pauses).await?);
     let owner = open.config.owner(&id)?;
     lines.extend(remove_stranded(&open.broker, &owner, &pauses).await);
+    Ok(lines)
+}
+
+/// Removes what a killed session left of its cookies.
+fn remove_cookies(private: &Path) -> Result<Vec<String>, Failure> {
+    let fail = |error: std::io::Error| {
+        Failure::new(FailureKind::Internal, format!("{}: {error}", private.display()))
+    };
+    let entries = match std::fs::read_dir(private) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(fail)?,
+    };
+    let mut lines = Vec::new();
+    for entry in entries {
+        std::fs::remove_file(entry.map_err(fail)?.path()).map_err(fail)?;
+        lines.push("a cookie that a killed session left was removed".to_owned());
+    }
     Ok(lines)
 }
 
