@@ -10,7 +10,12 @@ use std::time::{Duration, Instant};
 use gantry_http::{Request, header};
 use serde::Serialize;
 
-use crate::transport::{FrozenBacking, FrozenDisk, Need, ProxyFacts, roads};
+use crate::broker::devices::Devices;
+use crate::broker::parse::snapshots;
+use crate::broker::{DiskFacts, VmFacts};
+use crate::snapshots::FrozenDisk;
+use crate::snapshots::eligible::disk_obstacle;
+use crate::transport::{Need, ProxyFacts, roads};
 use crate::vcenter::property::{ObjectContent, Properties, Start};
 use crate::vcenter::{Element, MoRef, VCenter, VimError};
 
@@ -132,7 +137,7 @@ pub struct ProbedDisk {
     /// Change id, if CBT is on.
     pub change_id: Option<String>,
     /// Why it cannot be snapshotted, if so.
-    pub refused: Option<&'static str>,
+    pub refused: Option<String>,
     /// Transport modes that would work for a full of it, in order.
     pub transports: Vec<String>,
     /// Why the others would not.
@@ -219,7 +224,7 @@ fn machine(content: &ObjectContent, proxy: &ProxyFacts) -> Machine {
         guest: text("config.guestFullName"),
         is_template: flag("config.template").unwrap_or(false),
         power: text("runtime.powerState"),
-        snapshots: content.get("snapshot").map_or(0, count_snapshots),
+        snapshots: content.get("snapshot").map_or(0, |tree| snapshots(tree).len()),
         consolidation_needed: flag("runtime.consolidationNeeded").unwrap_or(false),
         cbt_enabled: flag("config.changeTrackingEnabled").unwrap_or(false),
         cbt_supported: flag("capability.changeTrackingSupported"),
@@ -227,87 +232,34 @@ fn machine(content: &ObjectContent, proxy: &ProxyFacts) -> Machine {
     }
 }
 
-fn count_snapshots(tree: &Element) -> usize {
-    let below = ["rootSnapshotList", "childSnapshotList"];
-    let children = tree.children.iter().filter(|child| below.contains(&&*child.name));
-    children.map(|child| 1 + count_snapshots(child)).sum()
-}
-
 fn disks(devices: &Element, proxy: &ProxyFacts) -> Vec<ProbedDisk> {
-    let key = |device: &Element| device.number_at::<i32>("key");
-    let of_kind =
-        |kind: &'static str| devices.children.iter().filter(move |device| device.kind() == kind);
-    let ide: Vec<i32> = of_kind("VirtualIDEController").filter_map(key).collect();
-    let shared: Vec<i32> = devices
-        .children
-        .iter()
-        .filter(|device| device.text_at("sharedBus").is_some_and(|bus| bus != "noSharing"))
-        .filter_map(key)
-        .collect();
-    of_kind("VirtualDisk")
-        .map(|disk| {
-            let controller = disk.number_at::<i32>("controllerKey").unwrap_or(-1);
-            let is = |list: &[i32]| list.contains(&controller);
-            probed(disk, is(&ide), is(&shared), proxy)
-        })
-        .collect()
+    let Devices { controllers, disks, .. } = Devices::parse(devices);
+    let vm = VmFacts { controllers, disks, ..VmFacts::default() };
+    let backing = |key: i32| {
+        let device = devices.children.iter().find(|device| device.number_at("key") == Some(key));
+        device.and_then(|device| device.child("backing")).cloned().unwrap_or_default()
+    };
+    vm.disks.values().map(|disk| probed(&vm, disk, &backing(disk.key), proxy)).collect()
 }
 
-fn probed(disk: &Element, is_ide: bool, is_shared: bool, proxy: &ProxyFacts) -> ProbedDisk {
-    let backing = disk.child("backing").cloned().unwrap_or_default();
-    let text = |path: &str| backing.text_at(path).map(str::to_owned);
-    let label = disk.text_at("deviceInfo.label").unwrap_or("disk").to_owned();
-    let file = text("fileName").unwrap_or_default();
-    let mode = text("diskMode").unwrap_or_default();
-    let capacity = disk.number_at("capacityInBytes");
-    let kib = || disk.number_at::<u64>("capacityInKB").unwrap_or(0).saturating_mul(1024);
-    let is_rdm = backing.kind().contains("RawDiskMapping");
-    let refused = match () {
-        () if mode.starts_with("independent") => Some("independent disk: snapshots leave it out"),
-        () if is_rdm && text("compatibilityMode").as_deref() == Some("physicalMode") => {
-            Some("physical RDM: cannot be snapshotted")
-        }
-        () if is_shared => Some("its controller shares its bus: cannot be snapshotted"),
-        () if text("sharing").as_deref() == Some("sharingMultiWriter") => {
-            Some("multi-writer disk: cannot be snapshotted")
-        }
-        () => None,
-    };
-    let frozen = FrozenDisk {
-        label: label.clone(),
-        datastore: datastore_of(&file).to_owned(),
-        backing: match backing.kind() {
-            "VirtualDiskFlatVer2BackingInfo" if backing.child("parent").is_none() => {
-                FrozenBacking::Flat
-            }
-            "VirtualDiskFlatVer2BackingInfo" | "VirtualDiskSeSparseBackingInfo" => {
-                FrozenBacking::Delta
-            }
-            _ => FrozenBacking::Other,
-        },
-        has_uuid: text("uuid").is_some(),
-        is_ide,
-        is_encrypted: backing.child("keyId").is_some(),
-    };
-    let judged = roads(&frozen, proxy, None, Need::Full);
+/// `backing` tells type and mode as vSphere writes them: the report is evidence.
+fn probed(vm: &VmFacts, facts: &DiskFacts, backing: &Element, proxy: &ProxyFacts) -> ProbedDisk {
+    let controller = vm.controllers.get(&facts.controller_key).map(|controller| controller.kind);
+    let disk = FrozenDisk { facts: facts.clone(), controller };
+    let judged = roads(&disk.for_transport(), proxy, None, Need::Full);
     ProbedDisk {
-        label,
-        key: disk.number_at("key").unwrap_or(0),
-        capacity_bytes: capacity.unwrap_or_else(kib),
-        uuid: text("uuid"),
+        label: facts.label.to_string(),
+        key: facts.key,
+        capacity_bytes: facts.capacity_bytes,
+        uuid: (!facts.uuid.is_empty()).then(|| facts.uuid.to_string()),
+        file: facts.file.to_string(),
         backing: backing.kind().to_owned(),
-        change_id: text("changeId"),
-        file,
-        mode,
-        refused,
+        mode: backing.text_at("diskMode").unwrap_or_default().to_owned(),
+        change_id: facts.change_id.as_ref().map(|id| id.to_string()),
+        refused: disk_obstacle(vm, facts).map(|obstacle| obstacle.to_string()),
         transports: judged.open.iter().map(|road| road.mode.to_string()).collect(),
         not: judged.closed.iter().map(|road| format!("{}: {}", road.mode, road.reason)).collect(),
     }
-}
-
-/// `[datastore] path` → `datastore`.
-fn datastore_of(file: &str) -> &str {
-    file.strip_prefix('[').and_then(|rest| rest.split_once(']')).map_or("", |(name, _)| name)
 }
 
 /// Reads from the flat file of a machine that is off: of one that runs, it is locked.
@@ -419,11 +371,10 @@ async fn read_for_a_while(
 
 #[cfg(test)]
 mod tests {
-    use super::{datastore_of, flat_name, folder_path};
+    use super::{flat_name, folder_path};
 
     #[test]
     fn datastore_paths_become_addresses() {
-        assert_eq!(datastore_of("[ds 1] a/b.vmdk"), "ds 1");
         assert_eq!(flat_name("[ds] a/b.vmdk"), "[ds] a/b-flat.vmdk");
         assert_eq!(
             folder_path("[ds 1] a b/ü&c.vmdk", Some("DC/x")).as_deref(),

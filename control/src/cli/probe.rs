@@ -67,8 +67,8 @@ fn machine(machine: &Machine) {
     }
     say(&format!("{} ({})", machine.name, facts.join(", ")));
     for disk in &machine.disks {
-        let modes = match disk.refused {
-            Some(reason) => reason.to_owned(),
+        let modes = match &disk.refused {
+            Some(reason) => reason.clone(),
             None => format!("{} for a full", disk.transports.join(", ")),
         };
         say(&format!(
