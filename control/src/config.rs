@@ -4,7 +4,7 @@
 //! nobody else may read. Must not: connect to anything.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -19,6 +19,7 @@ use gantry_http::{Endpoint, Trust};
 use serde::Deserialize;
 
 use crate::cbt::Policy;
+use crate::durable_file;
 use crate::limits;
 use crate::transport::{ProxyFacts, TransportMode};
 use crate::vcenter::{Secret, Settings};
@@ -154,11 +155,8 @@ impl Config {
                 getrandom::fill(&mut random)
                     .map_err(|error| fail(std::io::Error::other(error.to_string())))?;
                 let name = format!("{:032x}", u128::from_le_bytes(random));
-                let new = path.with_extension("new");
                 std::fs::create_dir_all(&self.state).map_err(fail)?;
-                let mut file = File::create(&new).map_err(fail)?;
-                file.write_all(name.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)?;
-                std::fs::rename(&new, &path).map_err(fail)?;
+                durable_file::replace(&path, name.as_bytes()).map_err(fail)?;
                 name
             }
             Err(error) => return Err(fail(error)),

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::durable_file;
+
 /// Bytes of a ledger: beyond, something is wrong that a person must look at.
 const LEDGER_BYTES_MAX: u64 = 64 << 20;
 
@@ -142,21 +144,12 @@ impl Ledger {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (BTreeMap::new(), 1),
             Err(error) => return Err(fail("open")(error)),
         };
-        let shortened = folder.join("ledger.new");
         let mut text = Vec::new();
         for (number, (session, undo)) in &open {
             let (number, session, undo) = (*number, session.clone(), undo.clone());
             text.extend(line(&Line::Begin { number, session, undo }));
         }
-        let write = || -> io::Result<()> {
-            let mut file = open_private(&shortened)?;
-            file.set_len(0)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            std::fs::rename(&shortened, &path)?;
-            File::open(folder)?.sync_all()
-        };
-        write().map_err(fail("write"))?;
+        durable_file::replace(&path, &text).map_err(fail("write"))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(fail("open"))?;
         Ok(Ledger { path, file, open, next, _lock: lock })
     }
@@ -182,6 +175,16 @@ impl Ledger {
         self.append(&Line::Done { number })?;
         self.open.remove(&number);
         Ok(())
+    }
+
+    /// Disks of a session that are attached to a proxy, as far as is known: proxy VM's UUID and file.
+    pub fn attached_of(&self, session: &str) -> Vec<(String, String)> {
+        let own = self.open.values().filter(|(of, _)| of == session);
+        own.filter_map(|(_, undo)| match undo {
+            Undo::DetachDisk { proxy_vm, file, .. } => Some((proxy_vm.clone(), file.clone())),
+            _ => None,
+        })
+        .collect()
     }
 
     /// What is open, the newest first: disks are detached before the snapshot goes.

@@ -10,6 +10,7 @@
 //! * [`cbt`]: what has changed since the last restore point, or why everything is read.
 //! * [`transport`]: which transport modes can reach a frozen disk, and why not the others.
 //! * [`hotadd`]: a frozen disk attached to the proxy VM, and detached again.
+//! * [`durable_file`]: small files that are replaced as a whole.
 //! * [`ledger`]: what a session leaves behind in vSphere until it is undone.
 //! * [`mover`]: the data mover as a child process.
 //! * [`probe`]: what a vCenter says about itself, read-only.
@@ -24,6 +25,7 @@ pub mod snapshots;
 pub mod cbt;
 pub mod transport;
 pub mod hotadd;
+pub mod durable_file;
 pub mod ledger;
 pub mod mover;
 pub mod probe;

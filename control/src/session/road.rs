@@ -4,8 +4,7 @@
 //! files, all of which [`RoadBuilder::close`] ends again. Invariant: what stands in vSphere stands in
 //! the ledger first.
 
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use gantry_http::Thumbprint;
 use super::failed;
 use crate::broker::{ControllerKind, VmFacts};
 use crate::config::Config;
+use crate::durable_file;
 use crate::hotadd;
 use crate::ledger::{Ledger, Undo};
 use crate::probe::{datacenter_of, flat_name, folder_path};
@@ -312,14 +312,7 @@ async fn write_cookie(vcenter: &VCenter, path: &Path) -> Result<(), Failure> {
     };
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
-    let new = path.with_extension("new");
-    let options = || {
-        let mut options = std::fs::OpenOptions::new();
-        options.create(true).truncate(true).write(true).mode(0o600);
-        options
-    };
-    options().open(&new).and_then(|mut file| file.write_all(&text)).map_err(fail)?;
-    std::fs::rename(&new, path).map_err(fail)
+    durable_file::replace(path, &text).map_err(fail)
 }
 
 fn not_a_path(disk: &FrozenDisk) -> Failure {
