@@ -263,13 +263,25 @@ impl<'a> Session<'a> {
                 snapshot.disks.retain(|disk| wanted.contains(&disk.facts.key));
                 let plan =
                     Plan { vm: &vm, facts: &facts, snapshot: &snapshot, base: base.as_ref() };
-                self.copy(&plan, &tracking, (name, vm_config), progress).await
+                match snapshot.disks.len() == wanted.len() {
+                    true => self.copy(&plan, &tracking, (name, vm_config), progress).await,
+                    false => Err(failed(
+                        FailureKind::Source,
+                        format!(
+                            "the snapshot holds {} of the {} disks that are to be backed up: were \
+                             disks removed just now? Run the backup again",
+                            snapshot.disks.len(),
+                            wanted.len()
+                        ),
+                    )),
+                }
             }
             Err(error) => Err(failed(FailureKind::Source, error)),
         };
         // The snapshot goes whatever became of the copy; if it does not, the next start tries again.
         let pauses = self.config.backup.removal_pauses();
-        match removal::remove_named(&vcenter, &vm, &mark.name(), &pauses).await {
+        let attached = self.ledger.attached_of(&self.report.session);
+        match removal::remove_named(&vcenter, &vm, &mark.name(), attached, &pauses).await {
             Ok(note) => {
                 self.log(note);
                 self.ledger.done(undo)?;

@@ -328,6 +328,29 @@ fn a_killed_session_over_nfc_leaves_nothing_once_gantry_runs_again() {
     killed("nfc", 23, 6);
 }
 
+/// A disk that cannot be detached from the proxy keeps its snapshot: removing that would orphan the
+/// delta that the proxy's attachment holds.
+#[test]
+fn a_snapshot_stays_as_long_as_its_disk_cannot_be_detached() {
+    let sphere = sphere(24);
+    let disk = sphere.watch("[vmfs0] idle/idle.vmdk");
+    let config = sphere.config(&proxy(&sphere, "hotadd"), "transport = \"hotadd\"");
+    // The first call attaches; the session's own detaching and one before each of four rounds fail.
+    let fault = r#"{"kind":"task-fault","fault":"GenericVmConfigFault",
+        "when":{"method":"ReconfigVM_Task","object":"proxy","skip":1,"count":5}}"#;
+    for command in gantry_sim::drill::parse(fault.as_bytes()).unwrap() {
+        gantry_sim::drill::apply(&sphere.sim, command).unwrap();
+    }
+    let session = sphere.backup(&config, "idle", &[]);
+    session.ended("warning");
+    session.says(&["cannot detach"]);
+    sphere.comes_back("idle", &session, 0, disk);
+    assert_eq!(sphere.sim.storage.attached().len(), 1);
+    assert_eq!(sphere.sim.storage.snapshots().len(), 1, "it went before its disk");
+    sphere.start(&config, &["cleanup"]).wait().ok();
+    sphere.is_clean(&config);
+}
+
 /// A snapshot that will not go is tried in four rounds, told, and goes at the next chance.
 #[test]
 fn a_snapshot_that_will_not_go_is_told_and_goes_later() {

@@ -52,7 +52,9 @@ async fn clean(open: &mut Open) -> Result<Vec<String>, Failure> {
     let pauses = open.config.backup.removal_pauses();
     lines.extend(undo_all(&vcenter, &id, &mut open.ledger, &pauses).await?);
     let owner = open.config.owner(&id)?;
-    lines.extend(remove_stranded(&open.broker, &owner, &pauses).await);
+    let known = open.ledger.open_undos();
+    let known: Vec<SessionId> = known.iter().filter_map(|undo| undo.session.parse().ok()).collect();
+    lines.extend(remove_stranded(&open.broker, &owner, &known, &pauses).await);
     Ok(lines)
 }
 

@@ -1,24 +1,36 @@
 //! Removes a session's snapshot, and those that lost sessions left.
 //!
-//! In: the machine, the snapshot's name. Out: what was done, in words. The disks that the session
-//! attached to a proxy are gone before (the ledger's order); [`crate::snapshots::remove`] does the
-//! rounds. Must not: remove a snapshot whose name is not this installation's.
+//! In: the machine, the snapshot's name. Out: what was done, in words. [`crate::snapshots::remove`] does the
+//! rounds; what the ledger still holds as attached to a proxy is detached before each, and while that
+//! fails the snapshot stays. Must not: remove a snapshot whose name is not this installation's.
 
 use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::ids::SessionId;
 
-use super::failed;
+use super::{failed, undo};
 use crate::broker::Broker;
 use crate::snapshots::{Detach, Mark, Removal, Removed, Whose, remove};
 use crate::vcenter::{VCenter, VmRef};
 
-/// Whoever removes here has detached before.
-fn nothing_attached() -> Box<Detach<'static>> {
-    Box::new(|_| Box::pin(async { Ok(()) }))
+/// Detaches these disks (proxy VM's UUID and file); usually they are gone already.
+fn detaching(vcenter: &VCenter, attached: Vec<(String, String)>) -> Box<Detach<'static>> {
+    let vcenter = vcenter.clone();
+    Box::new(move |_| {
+        let (vcenter, attached) = (vcenter.clone(), attached.clone());
+        Box::pin(async move {
+            for (proxy_vm, file) in attached {
+                let detached = undo::detach(&vcenter, &proxy_vm, &file).await;
+                detached.map_err(|failure| failure.to_string())?;
+            }
+            Ok(())
+        })
+    })
 }
 
-/// Removes the snapshot of this name and merges what it leaves; succeeds if it is not there.
+/// Removes the snapshot of this name and merges what it leaves; succeeds if it is not there. Before,
+/// the disks of the session that may still be attached are detached.
 ///
 /// # Errors
 /// `Source`: it is still there, or the disks still need consolidation.
@@ -26,17 +38,24 @@ pub async fn remove_named(
     vcenter: &VCenter,
     vm: &VmRef,
     name: &str,
+    attached: Vec<(String, String)>,
     pauses: &[Duration],
 ) -> Result<String, Failure> {
-    let detach = nothing_attached();
+    let detach = detaching(vcenter, attached);
     let whose = Whose::Named(name.to_owned());
     let removed = remove(vcenter, Removal::new(vm, whose, &*detach, pauses)).await;
     tell(removed.map_err(|error| error.failure())?)
 }
 
 /// Removes what lost sessions of this installation left: of machines that the broker sees with such
-/// a snapshot. One line for each; snapshots of other installations are only told.
-pub async fn remove_stranded(broker: &Broker, owner: &str, pauses: &[Duration]) -> Vec<String> {
+/// a snapshot. Those of sessions that stand in the ledger (`known`) are the ledger's business. One
+/// line for each; snapshots of other installations are only told.
+pub async fn remove_stranded(
+    broker: &Broker,
+    owner: &str,
+    known: &[SessionId],
+    pauses: &[Duration],
+) -> Vec<String> {
     let marked: Vec<(VmRef, Vec<String>)> = broker.read(|cache| {
         let machines = cache.vms().map(|(moref, facts)| {
             let names = facts.snapshots.iter().map(|snapshot| snapshot.name.to_string());
@@ -53,11 +72,12 @@ pub async fn remove_stranded(broker: &Broker, owner: &str, pauses: &[Duration]) 
                  remove it in vCenter"
             )
         }));
-        if names.iter().all(|name| Mark::session_of(name, owner).is_none()) {
+        let own = names.iter().filter_map(|name| Mark::session_of(name, owner));
+        if own.into_iter().all(|session| known.contains(&session)) {
             continue;
         }
-        let detach = nothing_attached();
-        let whose = Whose::Stranded { owner: owner.to_owned(), running: Vec::new() };
+        let detach = detaching(broker.vcenter(), Vec::new());
+        let whose = Whose::Stranded { owner: owner.to_owned(), running: known.to_vec() };
         let removal = Removal::new(&vm, whose, &*detach, pauses);
         let line = match remove(broker.vcenter(), removal).await {
             Ok(removed) => tell(removed).unwrap_or_else(|failure| failure.to_string()),

@@ -32,7 +32,7 @@ pub async fn undo_all(
         if of != vcenter_id {
             continue;
         }
-        match undo(vcenter, &open, pauses).await {
+        match undo(vcenter, &open, ledger, pauses).await {
             Ok(line) => {
                 ledger.done(open.number)?;
                 lines.push(format!("session {}: {line}", open.session));
@@ -45,30 +45,46 @@ pub async fn undo_all(
     Ok(lines)
 }
 
-async fn undo(vcenter: &VCenter, open: &Open, pauses: &[Duration]) -> Result<String, Failure> {
+async fn undo(
+    vcenter: &VCenter,
+    open: &Open,
+    ledger: &Ledger,
+    pauses: &[Duration],
+) -> Result<String, Failure> {
     match &open.undo {
         Undo::RemoveSnapshot { vm, vm_name, snapshot, .. } => {
             let Some(moref) = find(vcenter, vm).await? else {
                 return Ok(format!("the machine '{vm_name}' is gone, and its snapshot with it"));
             };
             let vm = VmRef::new(moref, vm_name.as_str());
-            removal::remove_named(vcenter, &vm, snapshot, pauses).await
+            let attached = ledger.attached_of(&open.session);
+            removal::remove_named(vcenter, &vm, snapshot, attached, pauses).await
         }
-        Undo::DetachDisk { proxy_vm, file, .. } => {
-            let Some(moref) = find(vcenter, proxy_vm).await? else {
-                return Ok("the proxy is gone, and what was attached with it".to_owned());
-            };
-            let detached = hotadd::detach(vcenter, &VmRef::new(moref, "proxy"), file).await;
-            Ok(match detached.map_err(|error| error.failure())? {
-                true => format!("{file} was detached from the proxy"),
-                false => format!("{file} is not attached to the proxy (any more)"),
-            })
-        }
+        Undo::DetachDisk { proxy_vm, file, .. } => detach(vcenter, proxy_vm, file).await,
         Undo::AbortLease { lease, .. } => {
             road::abort_lease(vcenter, lease).await?;
             Ok("the export lease was ended".to_owned())
         }
     }
+}
+
+/// Detaches a disk from the proxy VM; says what was there.
+///
+/// # Errors
+/// As any call: it may still be attached.
+pub(super) async fn detach(
+    vcenter: &VCenter,
+    proxy_vm: &str,
+    file: &str,
+) -> Result<String, Failure> {
+    let Some(moref) = find(vcenter, proxy_vm).await? else {
+        return Ok("the proxy is gone, and what was attached with it".to_owned());
+    };
+    let detached = hotadd::detach(vcenter, &VmRef::new(moref, "proxy"), file).await;
+    Ok(match detached.map_err(|error| error.failure())? {
+        true => format!("{file} was detached from the proxy"),
+        false => format!("{file} is not attached to the proxy (any more)"),
+    })
 }
 
 async fn find(vcenter: &VCenter, instance_uuid: &str) -> Result<Option<MoRef>, Failure> {
