@@ -82,6 +82,12 @@ hex_id!(
     "session id"
 );
 hex_id!(
+    /// One task of a mover under gantryd: one disk of a backup, or a restore.
+    TaskId,
+    16,
+    "task id"
+);
+hex_id!(
     /// One restore point. The first 6 bytes are the milliseconds of its creation since 1970
     /// (big endian), so that ids sort by time; the rest is random.
     PointId,

@@ -13,5 +13,6 @@ pub mod secret;
 pub mod source;
 pub mod wire;
 pub mod work;
+pub mod control;
 pub mod manage;
 pub mod session;
