@@ -4,7 +4,9 @@
 //! In: disks, links, a repository directory. Out: restore points, restored disks.
 //! Must not: decide when or what to back up (the control plane does), write to a source.
 
-pub mod payload;
+pub use gantry_transport as transport;
+pub use gantry_transport::payload;
+
 pub mod disk;
 pub mod unit;
 pub mod reader;
@@ -16,7 +18,6 @@ pub mod store;
 pub mod pipeline;
 pub mod repository;
 pub mod restore;
-pub mod transport;
 pub mod stats;
 pub mod host;
 pub mod connect;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use gantry_common::failure::FailureKind;
 
 use super::{Peers, impatient, listen};
-use crate::transport::connect::connect_as;
-use crate::transport::{
+use crate::connect::connect_as;
+use crate::{
     CertificateAuthority, Identity, Options, TransportError, TransportKind, Trust, connect,
 };
 
@@ -90,14 +90,13 @@ async fn auto_turns_to_tcp_when_udp_is_silent_and_says_so() {
     let quic_only = Options { kind: TransportKind::Tcp, ..options.clone() };
     let server = Identity::generate("server").unwrap();
     let client = Identity::generate("client").unwrap();
-    let acceptor =
-        crate::transport::tcp::acceptor(&server, &Trust::of_pins([client.pin()])).unwrap();
+    let acceptor = crate::tcp::acceptor(&server, &Trust::of_pins([client.pin()])).unwrap();
     let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = tcp.local_addr().unwrap();
     let _silent = std::net::UdpSocket::bind(address).unwrap();
     let accepting = async {
         let (stream, from) = tcp.accept().await.unwrap();
-        crate::transport::tcp::accept(stream, from, &acceptor, &server, &quic_only).await
+        crate::tcp::accept(stream, from, &acceptor, &server, &quic_only).await
     };
     let trust = Trust::of_pins([server.pin()]);
     let address = address.to_string();

@@ -9,9 +9,7 @@ use gantry_common::wire::{FrameError, ToTarget};
 
 use super::{KINDS, block, ends, impatient};
 use crate::payload::PayloadPool;
-use crate::transport::{
-    CloseReason, Connection, Options, OutFrame, Pacer, TransportError, TransportKind,
-};
+use crate::{CloseReason, Connection, Options, OutFrame, Pacer, TransportError, TransportKind};
 
 const BLOCK_BYTES: usize = 1 << 20;
 
@@ -120,14 +118,14 @@ async fn a_peer_that_falls_silent_is_lost_within_the_idle_time() {
         // The peer lives on a runtime that stops: its sockets stay, no packet comes.
         let (address_in, address_out) = std::sync::mpsc::channel();
         let (stop_in, stop_out) = std::sync::mpsc::channel::<()>();
-        let client = crate::transport::Identity::generate("client").unwrap();
+        let client = crate::Identity::generate("client").unwrap();
         let pin = client.pin();
         let silent = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let kept = runtime.block_on(async {
-                let server = crate::transport::Identity::generate("server").unwrap();
-                let trust = crate::transport::Trust::of_pins([pin]);
+                let server = crate::Identity::generate("server").unwrap();
+                let trust = crate::Trust::of_pins([pin]);
                 let mut listener = super::listen(&server, &trust, &impatient()).await;
                 address_in.send((listener.address(), server.pin())).unwrap();
                 let connection = listener.accept().await.unwrap();
@@ -140,10 +138,9 @@ async fn a_peer_that_falls_silent_is_lost_within_the_idle_time() {
         });
         let (address, pin) = address_out.recv().unwrap();
         let options = Options { kind, ..impatient() };
-        let trust = crate::transport::Trust::of_pins([pin]);
+        let trust = crate::Trust::of_pins([pin]);
         let address = address.to_string();
-        let mut connection =
-            crate::transport::connect(&address, &client, &trust, &options).await.unwrap();
+        let mut connection = crate::connect(&address, &client, &trust, &options).await.unwrap();
         let start = Instant::now();
         let error = last_error(&mut connection).await;
         let took = start.elapsed();
@@ -159,9 +156,9 @@ async fn a_peer_that_falls_silent_is_lost_within_the_idle_time() {
 
 #[tokio::test]
 async fn a_killed_and_restarted_peer_is_noticed_at_once() {
-    let client = crate::transport::Identity::generate("client").unwrap();
-    let server = crate::transport::Identity::generate("server").unwrap();
-    let (trust, pin) = (crate::transport::Trust::of_pins([client.pin()]), server.pin());
+    let client = crate::Identity::generate("client").unwrap();
+    let server = crate::Identity::generate("server").unwrap();
+    let (trust, pin) = (crate::Trust::of_pins([client.pin()]), server.pin());
     let (address_in, address_out) = std::sync::mpsc::channel();
     let (killed_in, killed_out) = std::sync::mpsc::channel::<()>();
     let (first_server, first_trust) = (server.clone(), trust.clone());
@@ -183,13 +180,12 @@ async fn a_killed_and_restarted_peer_is_noticed_at_once() {
     });
     let address = address_out.recv().unwrap();
     let options = Options { kind: TransportKind::Quic, ..Options::default() };
-    let peers = crate::transport::Trust::of_pins([pin]);
+    let peers = crate::Trust::of_pins([pin]);
     let to = address.to_string();
-    let mut connection = crate::transport::connect(&to, &client, &peers, &options).await.unwrap();
+    let mut connection = crate::connect(&to, &client, &peers, &options).await.unwrap();
     killed_in.send(()).unwrap();
     first.join().unwrap();
-    let _again =
-        crate::transport::Listener::bind(address, &server, &trust, &options).await.unwrap();
+    let _again = crate::Listener::bind(address, &server, &trust, &options).await.unwrap();
     let start = Instant::now();
     // Something on the wire, as in any backup; the signs of life would do it a little later.
     let _ = connection.sender.send_control(bye()).await;

@@ -8,9 +8,7 @@ use gantry_common::wire::ToTarget;
 
 use super::{KINDS, block, ends};
 use crate::payload::PayloadPool;
-use crate::transport::{
-    Channel, Connection, FrameSender, Options, OutFrame, Pacer, TransportKind, pair,
-};
+use crate::{Channel, Connection, FrameSender, Options, OutFrame, Pacer, TransportKind, pair};
 
 const BLOCK_BYTES: usize = 1 << 20;
 

@@ -302,9 +302,9 @@ mod tests {
     use webpki::KeyUsage;
 
     use super::Trust;
-    use crate::transport::ca::CertificateAuthority;
-    use crate::transport::identity::Identity;
-    use crate::transport::tls;
+    use crate::ca::CertificateAuthority;
+    use crate::identity::Identity;
+    use crate::tls;
 
     const YEAR: Duration = Duration::from_secs(365 * 86_400);
 

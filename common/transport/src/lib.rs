@@ -5,6 +5,7 @@
 //! is bounded by the receive pool and `limits`; order holds within a stream, never between
 //! streams. Must not: know what the frames mean.
 
+pub mod payload;
 mod options;
 mod error;
 mod secret_file;
