@@ -20,6 +20,7 @@ pub mod ticket;
 pub mod tasks;
 pub mod events;
 pub mod drill;
+pub mod requests;
 pub mod lease;
 pub mod service;
 pub mod site;

@@ -46,6 +46,8 @@ pub const SNAPSHOT_DEPTH_MAX: usize = 32;
 pub const LEASES_MAX: usize = 500;
 /// Bytes of a datastore's file that one read takes.
 pub const READ_BYTES: usize = 256 << 10;
+/// Requests that are listed for drills, the newest.
+pub const REQUESTS_LISTED_MAX: usize = 20_000;
 /// Commands of a drill in one request or file, bytes.
 pub const COMMANDS_BYTES_MAX: usize = 1 << 20;
 /// Longest write of a built-in guest, bytes.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::drill::Rules;
 use crate::model::Model;
+use crate::requests::Requests;
 use crate::schema::Ref;
 use crate::session::Sessions;
 use crate::site::{Site, Subject};
@@ -206,6 +207,7 @@ pub struct Sim {
     pub options: Options,
     /// The disk engine. Its calls block: never under the state's lock.
     pub storage: Storage,
+    pub(crate) requests: Mutex<Requests>,
     rules: Mutex<Rules>,
     guests: Mutex<BTreeMap<DiskId, Guest>>,
     state: Mutex<State>,
@@ -229,7 +231,8 @@ impl Sim {
         state.build(&options);
         let rules = Mutex::new(Rules::new(options.seed));
         let (guests, state) = (Mutex::default(), Mutex::new(state));
-        Arc::new(Self { options, storage, rules, guests, state })
+        let requests = Mutex::default();
+        Arc::new(Self { options, storage, requests, rules, guests, state })
     }
 
     /// The state, for as short as possible.

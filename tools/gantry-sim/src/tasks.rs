@@ -11,6 +11,7 @@ use crate::events;
 use crate::fault::Fault;
 use crate::limits;
 use crate::methods::Call;
+use crate::requests::Phase;
 use crate::schema::{Object, Ref, Value, list, object, reference};
 use crate::sim::{Endpoint, Kind, Sim, State};
 use crate::site::{Machine, Subject};
@@ -22,7 +23,7 @@ pub fn start(
     work: impl FnOnce(&Arc<Sim>) -> Result<Value, Fault> + Send + 'static,
 ) -> Value {
     let (sim, at) = (call.sim.clone(), call.origin.endpoint);
-    let verdict = call.origin.task.clone();
+    let (verdict, seen) = (call.origin.task.clone(), call.origin.seen.clone());
     let task = {
         let mut state = sim.lock();
         let task = begin(call, &mut state.endpoints[at], entity.as_ref());
@@ -41,6 +42,9 @@ pub fn start(
                 fault.map_or(done, Err)
             }
         };
+        if let Some(seen) = seen {
+            sim.show_request(&seen, Phase::TaskWorked).await;
+        }
         let mut state = sim.lock();
         finish(&mut state.endpoints[at], &task, done);
         state.publish();

@@ -43,7 +43,7 @@ const GOOD: &[&str] = &[
 async fn call(sim: &Arc<Sim>, cookie: Option<Arc<str>>, body: &[u8]) -> (bool, Option<Arc<str>>) {
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
     let task = TaskVerdict::default();
-    let origin = Origin { endpoint: 0, peer, agent: "test".into(), cookie, task };
+    let origin = Origin { endpoint: 0, peer, agent: "test".into(), cookie, task, seen: None };
     let Ok(request) = soap::request(body) else { return (false, None) };
     match methods::invoke(sim.clone(), origin, request).await {
         Ok(reply) => {

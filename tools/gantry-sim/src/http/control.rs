@@ -1,7 +1,9 @@
-//! `/gantry-sim/faults`: drills at run time, for whoever sits on the same machine.
+//! `/gantry-sim/faults` and `/gantry-sim/requests`: drills at run time, for whoever sits on the same
+//! machine.
 //!
-//! `POST` takes a command or a list of them as JSON, `GET` tells the rules and how often each was
-//! applied, `DELETE` ends all rules and faults of storage.
+//! To faults, `POST` takes a command or a list of them as JSON, `GET` tells the rules and how often
+//! each was applied, `DELETE` ends all rules and faults of storage. Of requests, `GET` tells which
+//! came and how many, `DELETE` counts anew.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,6 +41,24 @@ pub async fn serve(sim: Arc<Sim>, peer: SocketAddr, request: Request<Incoming>) 
             done(applied.await.unwrap_or_else(|_| Err(anyhow::anyhow!("the command failed"))))
         }
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET, POST, DELETE\n".into()),
+    }
+}
+
+/// Tells the requests that came.
+pub fn requests(sim: &Sim, peer: SocketAddr, method: &Method) -> Response<Body> {
+    if !peer.ip().is_loopback() {
+        return text(StatusCode::FORBIDDEN, "text/plain", "only from this machine\n".into());
+    }
+    match *method {
+        Method::GET => {
+            let report = serde_json::to_string(&sim.requests()).unwrap_or_default();
+            text(StatusCode::OK, "application/json", report)
+        }
+        Method::DELETE => {
+            sim.count_requests_anew();
+            done(Ok(()))
+        }
+        _ => text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET, DELETE\n".into()),
     }
 }
 

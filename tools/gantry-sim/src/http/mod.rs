@@ -27,6 +27,7 @@ use crate::drill::{About, TaskVerdict, Verdict};
 use crate::fault::Fault;
 use crate::limits;
 use crate::methods::{self, Origin, Reply};
+use crate::requests::{Phase, Seen, Then};
 use crate::sim::{Kind, Sim};
 use crate::site::Subject;
 use crate::soap;
@@ -130,19 +131,50 @@ async fn route(
     let response = match (request.method(), path.as_str()) {
         (&Method::POST, "/sdk" | "/sdk/vimService") => soap(sim, endpoint, peer, request).await?,
         (_, "/gantry-sim/faults") => control::serve(sim, peer, request).await,
+        (_, "/gantry-sim/requests") => control::requests(&sim, peer, request.method()),
         (&Method::GET, "/sdk/vimServiceVersions.xml") => {
             text(StatusCode::OK, "text/xml", soap::VERSIONS.to_owned())
         }
         (_, path) if path == "/folder" || path.starts_with("/folder/") => {
-            folder::serve(sim, endpoint, &request.into_parts().0).await
+            let name = match *request.method() {
+                Method::GET => "GET /folder",
+                Method::HEAD => "HEAD /folder",
+                _ => "unknown",
+            };
+            let seen = sim.note_request(endpoint, name, path);
+            let head = request.into_parts().0;
+            watched(&sim, &seen, folder::serve(sim.clone(), endpoint, &head)).await?
         }
-        (&Method::GET, path) if path.starts_with("/nfc/") => nfc::serve(sim, path).await,
+        (&Method::GET, path) if path.starts_with("/nfc/") => {
+            let seen = sim.note_request(endpoint, "GET /nfc", path);
+            watched(&sim, &seen, nfc::serve(sim.clone(), path)).await?
+        }
         (&Method::GET, "") => {
             text(StatusCode::OK, "text/plain", "A vCenter simulated by gantry-sim\n".into())
         }
         _ => text(StatusCode::NOT_FOUND, "text/plain", "404 Not Found\n".into()),
     };
     Ok(response)
+}
+
+/// A request that is no SOAP call, shown to the hook before and after.
+async fn watched(
+    sim: &Sim,
+    seen: &Seen,
+    act: impl Future<Output = Response<Body>>,
+) -> io::Result<Response<Body>> {
+    show(sim, seen, Phase::Before).await?;
+    let response = act.await;
+    show(sim, seen, Phase::Acted).await?;
+    Ok(response)
+}
+
+/// Shows a request to the hook; an error if the connection is to be cut.
+async fn show(sim: &Sim, seen: &Seen, phase: Phase) -> io::Result<()> {
+    match sim.show_request(seen, phase).await {
+        Then::GoOn => Ok(()),
+        Then::Cut => Err(cut()),
+    }
 }
 
 /// A response with a text.
@@ -165,7 +197,7 @@ async fn soap(
     let agent = agent.to_owned();
     let cookie = session_cookie(headers);
     let task = TaskVerdict::default();
-    let mut origin = Origin { endpoint, peer, agent, cookie, task };
+    let mut origin = Origin { endpoint, peer, agent, cookie, task, seen: None };
     let body = Limited::new(request.into_body(), limits::REQUEST_BYTES_MAX).collect().await;
     let Ok(body) = body.map(|body| body.to_bytes()) else {
         let status = StatusCode::PAYLOAD_TOO_LARGE;
@@ -174,6 +206,9 @@ async fn soap(
     let answered = match soap::request(&body) {
         Ok(request) => {
             let method = request.method.clone();
+            let seen = sim.note_request(endpoint, methods::known_name(&request), &request.this.id);
+            show(&sim, &seen, Phase::Before).await?;
+            origin.seen = Some(seen.clone());
             let verdict = judge(&sim, &mut origin, &request);
             tokio::time::sleep(verdict.delay).await;
             if verdict.drop {
@@ -181,8 +216,9 @@ async fn soap(
             }
             let reply = match verdict.fault {
                 Some(fault) => Err(fault),
-                None => methods::invoke(sim, origin, request).await,
+                None => methods::invoke(sim.clone(), origin, request).await,
             };
+            show(&sim, &seen, Phase::Acted).await?;
             debug!(method, ok = reply.is_ok(), "call");
             if verdict.lose_answer {
                 return Err(cut());

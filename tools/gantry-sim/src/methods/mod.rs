@@ -11,6 +11,7 @@ use crate::drill::TaskVerdict;
 use crate::events;
 use crate::fault::Fault;
 use crate::limits;
+use crate::requests::Seen;
 use crate::schema::{FieldType, Method, Ref, Value, decode, schema};
 use crate::sim::{Endpoint, Sim, State};
 use crate::soap::{self, Request};
@@ -66,6 +67,8 @@ pub struct Origin {
     pub cookie: Option<Arc<str>>,
     /// What a drill does to the task that it starts.
     pub task: TaskVerdict,
+    /// The request among all that came; absent where nobody watches.
+    pub seen: Option<Seen>,
 }
 
 /// One call of a method.
@@ -115,6 +118,16 @@ const FETCH: &str = "Fetch";
 
 /// Which methods need no session.
 const ANONYMOUS: &[&str] = &["RetrieveServiceContent", "Login"];
+
+/// The name of a request's method as the table has it.
+#[must_use]
+pub fn known_name(request: &Request) -> &'static str {
+    if request.method == FETCH {
+        return FETCH;
+    }
+    let ty = schema().managed(request.this.ty);
+    ty.and_then(|ty| ty.method(&request.method)).map_or("unknown", |method| method.name)
+}
 
 /// Answers a request.
 ///
