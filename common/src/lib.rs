@@ -14,5 +14,6 @@ pub mod source;
 pub mod wire;
 pub mod work;
 pub mod control;
+pub mod enrolment;
 pub mod manage;
 pub mod session;

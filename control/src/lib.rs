@@ -15,8 +15,9 @@
 //! * [`mover`]: the data mover as a child process.
 //! * [`probe`]: what a vCenter says about itself, read-only.
 //! * [`session`]: one backup of one machine, and what an interrupted one left.
+//! * [`fleet`]: the movers under gantryd, and the tasks that they carry out.
 //! * [`config`], [`cli`]: the command `gantry`.
-//! * [`limits`]: every bound of what talks to vSphere.
+//! * [`limits`]: every bound of the control plane.
 
 pub mod limits;
 pub mod vcenter;
@@ -30,5 +31,6 @@ pub mod ledger;
 pub mod mover;
 pub mod probe;
 pub mod session;
+pub mod fleet;
 pub mod config;
 pub mod cli;

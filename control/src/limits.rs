@@ -1,6 +1,6 @@
 //! Every bound of the control plane in one place. Units stand last in each name.
 //!
-//! What a vCenter says beyond one of these is refused with an error that names it.
+//! What a vCenter or a mover says beyond one of these is refused with an error that names it.
 
 /// Bytes of one XML document from a vCenter.
 pub const XML_BYTES_MAX: usize = 32 << 20;
@@ -84,3 +84,28 @@ pub const SNAPSHOT_LOOK_MS: u64 = 5_000;
 pub const SNAPSHOT_ROUND_PAUSES_SECONDS: [u64; 3] = [10, 60, 300];
 /// Snapshots open on one datastore at a time, unless configured otherwise.
 pub const DATASTORE_SNAPSHOTS_MAX: usize = 4;
+
+/// Tasks that one mover may know: those that run, and those whose end gantryd has not taken in.
+pub const MOVER_TASKS_MAX: usize = 4096;
+/// Tasks of one mover that were forgotten since its last `Hello`; beyond, one of them is dropped.
+pub const MOVER_FORGOTTEN_MAX: usize = 65_536;
+/// Mounts and bytes of each text in a mover's facts.
+pub const MOVER_MOUNTS_MAX: usize = 1024;
+/// See [`MOVER_MOUNTS_MAX`].
+pub const MOVER_TEXT_BYTES_MAX: usize = 4096;
+/// Questions to one mover that wait for their answers.
+pub const MOVER_QUESTIONS_MAX: usize = 64;
+/// Bytes of restore points collected for one question, over all its pages.
+pub const ANSWER_POINTS_BYTES_MAX: usize = 256 << 20;
+/// Milliseconds that a mover gets to say `Hello`.
+pub const HELLO_MS_MAX: u64 = 10_000;
+/// Milliseconds that a question waits for its answer.
+pub const ANSWER_MS_MAX: u64 = 120_000;
+/// The same for looking after a repository: a verification of everything takes hours.
+pub const MANAGE_MS_MAX: u64 = 24 * 3_600_000;
+/// Credentials of one task.
+pub const TASK_CREDENTIALS_MAX: usize = 64;
+/// Bytes of a credential, and of its name.
+pub const CREDENTIAL_BYTES_MAX: usize = 64 << 10;
+/// See [`CREDENTIAL_BYTES_MAX`].
+pub const CREDENTIAL_NAME_BYTES_MAX: usize = 64;
