@@ -11,6 +11,7 @@ pub mod limits;
 pub mod failure;
 pub mod secret;
 pub mod source;
+pub mod transport_mode;
 pub mod wire;
 pub mod work;
 pub mod control;
