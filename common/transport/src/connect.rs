@@ -40,6 +40,18 @@ pub(super) async fn connect_as(
     alpn: &[u8],
     options: &Options,
 ) -> Result<Connection, TransportError> {
+    try_addresses(address, async |at| {
+        let way = Way { at, identity, trust, alpn, options };
+        way.connect().await
+    })
+    .await
+}
+
+/// Tries the addresses of `HOST:PORT` in turn until one answers, whatever it answers.
+pub(super) async fn try_addresses<C>(
+    address: &str,
+    attempt: impl AsyncFn(SocketAddr) -> Result<C, TransportError>,
+) -> Result<C, TransportError> {
     let unreachable =
         |cause: String| TransportError::Unreachable { address: address.into(), cause };
     let found = tokio::net::lookup_host(address).await;
@@ -47,8 +59,7 @@ pub(super) async fn connect_as(
         found.map_err(|error| unreachable(error.to_string()))?.take(ADDRESSES_MAX).collect();
     let mut last = unreachable("the name has no address".into());
     for at in found {
-        let way = Way { at, identity, trust, alpn, options };
-        match way.connect().await {
+        match attempt(at).await {
             Err(error @ (TransportError::Unreachable { .. } | TransportError::Lost { .. })) => {
                 last = error;
             }
@@ -56,6 +67,21 @@ pub(super) async fn connect_as(
         }
     }
     Err(last)
+}
+
+/// Bounds an attempt in time.
+pub(super) async fn within<C>(
+    at: SocketAddr,
+    limit: Duration,
+    what: &str,
+    attempt: impl Future<Output = Result<C, TransportError>>,
+) -> Result<C, TransportError> {
+    timeout(limit, attempt).await.unwrap_or_else(|_| {
+        Err(TransportError::Unreachable {
+            address: at.to_string(),
+            cause: format!("{what} got no answer within {} ms", limit.as_millis()),
+        })
+    })
 }
 
 struct Way<'a> {
@@ -89,25 +115,11 @@ impl Way<'_> {
 
     async fn quic(&self, limit: Duration) -> Result<Connection, TransportError> {
         let attempt = quic::connect(self.at, self.identity, self.trust, self.alpn, self.options);
-        self.within(limit, "QUIC", attempt).await
+        within(self.at, limit, "QUIC", attempt).await
     }
 
     async fn tcp(&self) -> Result<Connection, TransportError> {
         let attempt = tcp::connect(self.at, self.identity, self.trust, self.alpn, self.options);
-        self.within(self.options.handshake_max, "TCP", attempt).await
-    }
-
-    async fn within(
-        &self,
-        limit: Duration,
-        what: &str,
-        attempt: impl Future<Output = Result<Connection, TransportError>>,
-    ) -> Result<Connection, TransportError> {
-        timeout(limit, attempt).await.unwrap_or_else(|_| {
-            Err(TransportError::Unreachable {
-                address: self.at.to_string(),
-                cause: format!("{what} got no answer within {} ms", limit.as_millis()),
-            })
-        })
+        within(self.at, self.options.handshake_max, "TCP", attempt).await
     }
 }

@@ -25,9 +25,14 @@ mod tcp;
 mod memory;
 mod connect;
 mod listener;
+mod control_link;
 
 pub use ca::CertificateAuthority;
 pub use connect::connect;
+pub use control_link::{
+    ControlConnection, ControlListener, ControlMessage, ControlReceiver, ControlSender,
+    control_connect,
+};
 pub use error::{CloseReason, TransportError};
 pub use frame_io::{Channel, InFrame, OutFrame};
 pub use identity::Identity;

@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use gantry_common::wire;
 use quinn::Endpoint;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -25,7 +26,7 @@ const HANDSHAKES_MAX: usize = 64;
 /// Handshakes at a time from which a QUIC client must show first that its address is its own.
 const HANDSHAKES_TRUSTING: usize = 16;
 /// Connections that wait for [`Listener::accept`].
-const BACKLOG: usize = 16;
+pub(super) const BACKLOG: usize = 16;
 /// Attempts to find a port that is free for both UDP and TCP.
 const PORT_ATTEMPTS: usize = 16;
 
@@ -53,13 +54,13 @@ impl Listener {
     ) -> Result<Listener, TransportError> {
         let (udp, tcp_listener) = bind_both(address).await?;
         let bound = tcp_listener.local_addr().map_err(|error| cannot_listen(address, &error))?;
-        let config = quic::server_config(identity, trust, options)?;
+        let config = quic::server_config(identity, trust, wire::ALPN, options)?;
         let endpoint = quic::endpoint(udp, identity, Some(config), options)?;
         let acceptor = tcp::acceptor(identity, trust)?;
         let (queue, connections) = mpsc::channel(BACKLOG);
         let door = Door { identity: identity.clone(), options: options.clone(), queue };
         let mut tasks = JoinSet::new();
-        tasks.spawn(door.clone().serve_quic(endpoint.clone()));
+        tasks.spawn(door.clone().serve_quic(endpoint.clone(), quic::accept));
         let (acceptor, acceptors) = watch::channel(acceptor);
         tasks.spawn(door.serve_tcp(tcp_listener, acceptors));
         let options = options.clone();
@@ -76,7 +77,7 @@ impl Listener {
     /// # Errors
     /// The trust or the identity cannot be used; the old trust stays in force.
     pub fn set_trust(&self, identity: &Identity, trust: &Trust) -> Result<(), TransportError> {
-        let config = quic::server_config(identity, trust, &self.options)?;
+        let config = quic::server_config(identity, trust, wire::ALPN, &self.options)?;
         let acceptor = tcp::acceptor(identity, trust)?;
         self.endpoint.set_server_config(Some(config));
         self.acceptor.send_replace(acceptor);
@@ -99,7 +100,7 @@ impl Drop for Listener {
     }
 }
 
-fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> TransportError {
+pub(super) fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> TransportError {
     TransportError::setup(format!("cannot listen on {address}: {error}"))
 }
 
@@ -118,16 +119,27 @@ async fn bind_both(
     unreachable!("the last attempt returns")
 }
 
-/// What both accept loops share.
-#[derive(Clone)]
-struct Door {
-    identity: Identity,
-    options: Options,
-    queue: mpsc::Sender<Connection>,
+/// What the accept loops share, whatever kind of connection they make.
+pub(super) struct Door<C> {
+    pub(super) identity: Identity,
+    pub(super) options: Options,
+    pub(super) queue: mpsc::Sender<C>,
 }
 
-impl Door {
-    async fn serve_quic(self, endpoint: Endpoint) {
+// Not derived: a connection need not be `Clone` for it.
+impl<C> Clone for Door<C> {
+    fn clone(&self) -> Door<C> {
+        let Door { identity, options, queue } = self;
+        Door { identity: identity.clone(), options: options.clone(), queue: queue.clone() }
+    }
+}
+
+impl<C: Send + 'static> Door<C> {
+    pub(super) async fn serve_quic<A, F>(self, endpoint: Endpoint, accept: A)
+    where
+        A: Fn(quinn::Incoming, Identity) -> F,
+        F: Future<Output = Result<C, TransportError>> + Send + 'static,
+    {
         let room = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         while let Some(incoming) = endpoint.accept().await {
             let busy = room.available_permits() <= HANDSHAKES_MAX - HANDSHAKES_TRUSTING;
@@ -141,15 +153,29 @@ impl Door {
                 continue;
             }
             let door = self.clone();
+            let address = incoming.remote_address();
+            let shaking = accept(incoming, self.identity.clone());
             tokio::spawn(async move {
-                let address = incoming.remote_address();
-                let shaking = quic::accept(incoming, &door.identity);
                 door.admit(address, shaking).await;
                 drop(permit);
             });
         }
     }
 
+    async fn admit(
+        &self,
+        address: SocketAddr,
+        shaking: impl Future<Output = Result<C, TransportError>>,
+    ) {
+        match timeout(self.options.handshake_max, shaking).await {
+            Ok(Ok(connection)) => drop(self.queue.send(connection).await),
+            Ok(Err(error)) => tracing::warn!(%address, %error, "a peer was not let in"),
+            Err(_) => tracing::warn!(%address, "a peer did not finish its handshake"),
+        }
+    }
+}
+
+impl Door<Connection> {
     async fn serve_tcp(
         self,
         listener: TcpListener,
@@ -177,19 +203,6 @@ impl Door {
                 door.admit(address, shaking).await;
                 drop(permit);
             });
-        }
-    }
-
-    async fn admit(
-        &self,
-        address: SocketAddr,
-        shaking: impl Future<Output = Result<Connection, TransportError>>,
-    ) {
-        match timeout(self.options.handshake_max, shaking).await {
-            // A listener that is gone needs no connection.
-            Ok(Ok(connection)) => drop(self.queue.send(connection).await),
-            Ok(Err(error)) => tracing::warn!(%address, %error, "a peer was not let in"),
-            Err(_) => tracing::warn!(%address, "a peer did not finish its handshake"),
         }
     }
 }

@@ -90,9 +90,10 @@ pub(super) fn endpoint(
 pub(super) fn server_config(
     identity: &Identity,
     trust: &Trust,
+    alpn: &[u8],
     options: &Options,
 ) -> Result<ServerConfig, TransportError> {
-    let tls = tls::server_config(identity, trust)
+    let tls = tls::server_config(identity, trust, alpn)
         .map_err(|error| TransportError::setup(format!("cannot set up TLS: {error}")))?;
     let crypto = QuicServerConfig::try_from(tls)
         .map_err(|error| TransportError::setup(format!("cannot set up QUIC: {error}")))?;
@@ -103,6 +104,27 @@ pub(super) fn server_config(
     Ok(config)
 }
 
+/// A connection whose two ends have let each other in, with its first stream.
+pub(super) struct Greeted {
+    /// A client's own.
+    pub(super) endpoint: Option<Endpoint>,
+    pub(super) quic: quinn::Connection,
+    pub(super) ends: Ends,
+    pub(super) send: SendStream,
+    pub(super) receive: RecvStream,
+}
+
+impl Greeted {
+    pub(super) fn peer(&self) -> Result<PeerInfo, TransportError> {
+        let address = self.ends.address.clone();
+        let certificates = self.quic.peer_identity().and_then(|any| any.downcast().ok());
+        let pin = certificates
+            .and_then(|chain: Box<Vec<CertificateDer<'static>>>| tls::pin_of(chain.first()?))
+            .ok_or_else(|| TransportError::refused(format!("{address} has no certificate")))?;
+        Ok(PeerInfo { pin, address })
+    }
+}
+
 /// Connects to a listening mover.
 pub(super) async fn connect(
     address: SocketAddr,
@@ -111,6 +133,17 @@ pub(super) async fn connect(
     alpn: &[u8],
     options: &Options,
 ) -> Result<Connection, TransportError> {
+    connection(dial(address, identity, trust, alpn, options).await?)
+}
+
+/// Connects and greets.
+pub(super) async fn dial(
+    address: SocketAddr,
+    identity: &Identity,
+    trust: &Trust,
+    alpn: &[u8],
+    options: &Options,
+) -> Result<Greeted, TransportError> {
     let ends = Ends { address: address.to_string(), own_pin: identity.pin() };
     let setup = |error: &dyn std::fmt::Display| {
         TransportError::setup(format!("cannot set up QUIC: {error}"))
@@ -133,21 +166,29 @@ pub(super) async fn connect(
     let quic = connecting.await.map_err(|error| refused(&error))?;
     let (mut send, mut receive) = quic.open_bi().await.map_err(|error| refused(&error))?;
     greet(&quic, &ends, &mut send, &mut receive, true).await?;
-    connection(Some(endpoint), quic, ends, send, receive)
+    Ok(Greeted { endpoint: Some(endpoint), quic, ends, send, receive })
 }
 
 /// Makes a connection of what a client began.
 pub(super) async fn accept(
     incoming: quinn::Incoming,
-    identity: &Identity,
+    identity: Identity,
 ) -> Result<Connection, TransportError> {
+    connection(answer(incoming, &identity).await?)
+}
+
+/// Answers a client's greeting.
+pub(super) async fn answer(
+    incoming: quinn::Incoming,
+    identity: &Identity,
+) -> Result<Greeted, TransportError> {
     let address = incoming.remote_address().to_string();
     let ends = Ends { address, own_pin: identity.pin() };
     let refused = |error: &ConnectionError| ends.quic(error).unwrap_or_else(|| ends.lost(error));
     let quic = incoming.await.map_err(|error| refused(&error))?;
     let (mut send, mut receive) = quic.accept_bi().await.map_err(|error| refused(&error))?;
     greet(&quic, &ends, &mut send, &mut receive, false).await?;
-    connection(None, quic, ends, send, receive)
+    Ok(Greeted { endpoint: None, quic, ends, send, receive })
 }
 
 async fn greet(
@@ -177,21 +218,13 @@ async fn greet(
     Ok(())
 }
 
-fn connection(
-    endpoint: Option<Endpoint>,
-    quic: quinn::Connection,
-    ends: Ends,
-    send: SendStream,
-    receive: RecvStream,
-) -> Result<Connection, TransportError> {
-    let certificates = quic.peer_identity().and_then(|any| any.downcast().ok());
-    let pin = certificates
-        .and_then(|chain: Box<Vec<CertificateDer<'static>>>| tls::pin_of(chain.first()?))
-        .ok_or_else(|| TransportError::refused(format!("{} has no certificate", ends.address)))?;
+fn connection(greeted: Greeted) -> Result<Connection, TransportError> {
+    let peer = greeted.peer()?;
+    let Greeted { endpoint, quic, ends, send, receive } = greeted;
     let inlet = inlet(quic.clone(), ends.clone(), receive);
     let link = Link::Quic(QuicLink { quic, endpoint });
     Ok(Connection {
-        peer: PeerInfo { pin, address: ends.address.clone() },
+        peer,
         kind: TransportKind::Quic,
         note: None,
         sender: FrameSender::new(link, ends, LaneStream::Quic(send)),

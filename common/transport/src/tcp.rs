@@ -61,7 +61,7 @@ pub(super) struct Segment {
 
 /// What accepts TLS on a listening socket.
 pub(super) fn acceptor(identity: &Identity, trust: &Trust) -> Result<TlsAcceptor, TransportError> {
-    let config = tls::server_config(identity, trust)
+    let config = tls::server_config(identity, trust, wire::ALPN)
         .map_err(|error| TransportError::setup(format!("cannot set up TLS: {error}")))?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

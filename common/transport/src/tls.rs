@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use gantry_common::ids::PeerId;
-use gantry_common::wire;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{self, cipher_suite};
@@ -64,13 +63,14 @@ pub(super) fn client_config(
 pub(super) fn server_config(
     identity: &Identity,
     trust: &Trust,
+    alpn: &[u8],
 ) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(provider());
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(PeerVerifier::new(trust, &provider)))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified.clone())));
-    config.alpn_protocols = vec![wire::ALPN.to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

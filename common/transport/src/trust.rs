@@ -26,6 +26,7 @@ use super::tls::pin_of;
 #[derive(Debug, Clone)]
 pub struct Trust {
     pins: Arc<BTreeSet<PeerId>>,
+    revoked: Arc<BTreeSet<PeerId>>,
     authorities: Arc<[TrustAnchor<'static>]>,
     expected_name: Option<ServerName<'static>>,
     source: PathBuf,
@@ -36,6 +37,7 @@ impl Trust {
     pub fn of_pins(pins: impl IntoIterator<Item = PeerId>) -> Trust {
         Trust {
             pins: Arc::new(pins.into_iter().collect()),
+            revoked: Arc::default(),
             authorities: Arc::new([]),
             expected_name: None,
             source: "the list of pins".into(),
@@ -77,6 +79,7 @@ impl Trust {
         }
         Ok(Trust {
             pins: Arc::new(pins),
+            revoked: Arc::default(),
             authorities: authorities.into(),
             expected_name: None,
             source: path.to_owned(),
@@ -86,6 +89,12 @@ impl Trust {
     /// Whether this very key is named (a certificate of an authority is not enough).
     pub fn names(&self, pin: PeerId) -> bool {
         self.pins.contains(&pin)
+    }
+
+    /// Lets in nobody with one of these keys, whoever signed for it.
+    pub fn without(mut self, revoked: impl IntoIterator<Item = PeerId>) -> Trust {
+        self.revoked = Arc::new(revoked.into_iter().collect());
+        self
     }
 
     /// Demands that a certificate of an authority is for this host name or address. Pins already
@@ -110,6 +119,9 @@ impl Trust {
         usage: KeyUsage,
     ) -> Result<(), CertificateError> {
         let pin = pin_of(certificate).ok_or(CertificateError::BadEncoding)?;
+        if self.revoked.contains(&pin) {
+            return Err(CertificateError::Revoked);
+        }
         if self.pins.contains(&pin) {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 //! Here: what the scenarios share.
 
 mod admission;
+mod control;
 mod flow;
 mod transfer;
 
