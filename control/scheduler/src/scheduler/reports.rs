@@ -84,6 +84,17 @@ impl Scheduler {
         running
     }
 
+    /// A task went down though its road and its proxy are well: it waits again, first in line.
+    pub fn interrupted(&mut self, task: TaskId) -> bool {
+        let Some((key, mut machine, index)) = self.take_out(task) else { return false };
+        let running = matches!(machine.tasks[index].state, TaskState::Running(_));
+        if running {
+            self.interrupt(&key, &mut machine, index);
+        }
+        self.put_back(key, machine);
+        running
+    }
+
     /// A proxy is lost: its tasks wait again, first in line, to be resumed elsewhere. They are
     /// returned. Those of cancelled machines, or without a snapshot, have ended with it.
     pub fn proxy_lost(&mut self, name: &ProxyName) -> Vec<TaskId> {

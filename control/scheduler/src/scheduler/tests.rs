@@ -306,3 +306,14 @@ fn a_cancelled_session_says_what_is_left_to_stop() {
     assert!(scheduler.snapshot_removed(&key("s", "one")));
     assert!(scheduler.is_idle());
 }
+
+#[test]
+fn a_task_that_went_down_is_placed_again_by_the_same_road() {
+    let mut scheduler = scheduler(&[proxy("a", 1, &[TransportMode::Https])], 4);
+    let first = run(&mut scheduler, vm("s", "one", 1, &["d1"]));
+    assert!(!scheduler.interrupted(TaskId(9)), "nobody knows it");
+    assert!(scheduler.interrupted(TaskId(1)));
+    let second = assigned(&scheduler.next(START));
+    assert_eq!((&second[0].proxy, second[0].mode), (&first[0].proxy, first[0].mode));
+    assert!(second[0].resumed);
+}
