@@ -60,6 +60,13 @@ impl Request {
         request
     }
 
+    /// A PUT with this body; it may be repeated, as HTTP has it.
+    pub fn put(path: impl Into<String>, body: impl Into<Bytes>) -> Request {
+        let mut request = Request::new(Method::PUT, path);
+        request.body = body.into();
+        request
+    }
+
     /// Sets a header. A value with control characters makes the request fail, unsent.
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: impl AsRef<[u8]>) -> Request {

@@ -28,5 +28,6 @@ pub mod model;
 pub mod schema;
 pub mod disks;
 pub mod storage;
+pub mod guest;
 pub mod fault;
 pub mod limits;

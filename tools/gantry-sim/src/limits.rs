@@ -52,3 +52,19 @@ pub const REQUESTS_LISTED_MAX: usize = 20_000;
 pub const COMMANDS_BYTES_MAX: usize = 1 << 20;
 /// Longest write of a built-in guest, bytes.
 pub const GUEST_WRITE_BYTES: u64 = 64 << 10;
+/// Files and folders of one simulated guest.
+pub const GUEST_FILES_MAX: usize = 10_000;
+/// A file of a simulated guest, bytes.
+pub const GUEST_FILE_BYTES_MAX: usize = 16 << 20;
+/// A path in a simulated guest, bytes.
+pub const GUEST_PATH_BYTES_MAX: usize = 4096;
+/// Processes that a simulated guest remembers, ended ones among them.
+pub const GUEST_PROCESSES_MAX: usize = 1000;
+/// Commands that one process of a simulated guest runs, at most.
+pub const GUEST_COMMANDS_MAX: usize = 100_000;
+/// Scripts that call scripts in a simulated guest.
+pub const GUEST_SCRIPT_DEPTH_MAX: usize = 16;
+/// File transfers of guest operations that may be open at a time.
+pub const GUEST_TRANSFERS_MAX: usize = 1000;
+/// How long a file transfer's address waits for its request.
+pub const GUEST_TRANSFER_LIFE: std::time::Duration = std::time::Duration::from_secs(600);

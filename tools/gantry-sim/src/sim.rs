@@ -10,17 +10,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::drill::Rules;
+use crate::drill::{Rules, Writer};
+use crate::guest::Systems;
 use crate::model::Model;
 use crate::requests::Requests;
 use crate::schema::Ref;
 use crate::session::Sessions;
 use crate::site::{Site, Subject};
-use crate::storage::{DiskId, Guest, Storage};
+use crate::storage::{DiskId, Storage};
 use crate::ticket::Tickets;
 
 /// A password, which nothing prints.
-#[derive(Clone)]
+#[derive(Clone, serde::Deserialize)]
+#[serde(transparent)]
 pub struct Password(String);
 
 impl Password {
@@ -209,7 +211,8 @@ pub struct Sim {
     pub storage: Storage,
     pub(crate) requests: Mutex<Requests>,
     rules: Mutex<Rules>,
-    guests: Mutex<BTreeMap<DiskId, Guest>>,
+    guests: Mutex<BTreeMap<DiskId, Writer>>,
+    pub(crate) guest_systems: Mutex<Systems>,
     state: Mutex<State>,
 }
 
@@ -231,8 +234,8 @@ impl Sim {
         state.build(&options);
         let rules = Mutex::new(Rules::new(options.seed));
         let (guests, state) = (Mutex::default(), Mutex::new(state));
-        let requests = Mutex::default();
-        Arc::new(Self { options, storage, requests, rules, guests, state })
+        let (requests, guest_systems) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { options, storage, requests, rules, guests, guest_systems, state })
     }
 
     /// The state, for as short as possible.
@@ -248,8 +251,8 @@ impl Sim {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The guests that write, by disk. One that is taken out stops when it is dropped.
-    pub fn guests(&self) -> MutexGuard<'_, BTreeMap<DiskId, Guest>> {
+    /// What writes for guests, by disk. What is taken out stops when it is dropped.
+    pub fn guests(&self) -> MutexGuard<'_, BTreeMap<DiskId, Writer>> {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -426,6 +426,55 @@ def step_export_lease(si):
     assert off.state == "error" and off.error is not None
 
 
+def step_guest_operations(si):
+    guests = si.RetrieveContent().guestOperationsManager
+    vm, files = machine(si, "web0"), guests.fileManager
+    login = vim.vm.guest.NamePasswordAuthentication(username="operator", password="simulated")
+    wrong = vim.vm.guest.NamePasswordAuthentication(username="operator", password="x")
+    guests.authManager.ValidateCredentialsInGuest(vm, login)
+    raises(vim.fault.InvalidGuestLogin, guests.authManager.ValidateCredentialsInGuest, vm, wrong)
+    raises(vim.fault.InvalidPowerState, guests.authManager.ValidateCredentialsInGuest,
+           machine(si, "old0"), login)
+    folder = files.CreateTemporaryDirectoryInGuest(vm, login, "gantry", "")
+    script = files.CreateTemporaryFileInGuest(vm, login, "pre", ".sh", folder)
+    text = b"echo hello $1\nsleep 0.1\nexit 5\n"
+    mode = vim.vm.guest.FileManager.PosixFileAttributes(permissions=0o700)
+    url = files.InitiateFileTransferToGuest(vm, login, script, mode, len(text), True)
+    assert url.startswith("https://*:"), url
+    import urllib.request
+    def transfer(url, body=None):
+        request = urllib.request.Request(
+            url.replace("*", "127.0.0.1"), data=body, method="PUT" if body else "GET")
+        context = ssl._create_unverified_context()
+        return urllib.request.urlopen(request, context=context).read()
+    transfer(url, text)
+    spec = vim.vm.guest.ProcessManager.ProgramSpec(
+        programPath=script, arguments="there > %s/out 2>&1" % folder)
+    pid = guests.processManager.StartProgramInGuest(vm, login, spec)
+    state = lambda: guests.processManager.ListProcessesInGuest(vm, login, [pid])[0]
+    assert state().endTime is None and state().exitCode is None
+    deadline = time.monotonic() + 10
+    while state().endTime is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert state().exitCode == 5, state()
+    out = files.InitiateFileTransferFromGuest(vm, login, folder + "/out")
+    assert out.size == 12 and transfer(out.url) == b"hello there\n"
+    listed = files.ListFilesInGuest(vm, login, folder)
+    assert listed.remaining == 0 and len(listed.files) == 2, listed
+    assert {f.attributes.permissions for f in listed.files} == {0o700, 0o644}
+    hang = vim.vm.guest.ProcessManager.ProgramSpec(programPath="/bin/sh", arguments="-c hang")
+    hanging = guests.processManager.StartProgramInGuest(vm, login, hang)
+    guests.processManager.TerminateProcessInGuest(vm, login, hanging)
+    raises(vim.fault.GuestProcessNotFound, guests.processManager.TerminateProcessInGuest,
+           vm, login, hanging)
+    files.DeleteFileInGuest(vm, login, script)
+    raises(vim.fault.FileNotFound, files.InitiateFileTransferFromGuest, vm, login, script)
+    files.DeleteDirectoryInGuest(vm, login, folder, True)
+    drill({"kind": "tools-stop", "machine": "web0"})
+    raises(vim.fault.GuestOperationsUnavailable, files.ListFilesInGuest, vm, login, "/tmp")
+    drill({"kind": "tools-start", "machine": "web0"})
+
+
 def step_machines_come_and_go(si):
     web = machine(si, "web1")
     folder, pool = web.parent, web.resourcePool

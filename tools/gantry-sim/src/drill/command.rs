@@ -214,6 +214,16 @@ pub enum Command {
         /// Its name.
         machine: String,
     },
+    /// A machine's tools stop: no guest operations, no quiescing.
+    ToolsStop {
+        /// Its name.
+        machine: String,
+    },
+    /// A machine's tools run again.
+    ToolsStart {
+        /// Its name.
+        machine: String,
+    },
     /// All rules and faults of storage end. Lost hosts and datastores stay lost.
     Clear {},
 }

@@ -11,7 +11,8 @@ use crate::limits;
 use crate::methods;
 use crate::sim::{Sim, State};
 use crate::site::Power;
-use crate::storage::{self, DiskId, GuestPattern, GuestSpec, PowerOff};
+use crate::storage::{self, DiskId, Guest, GuestPattern, GuestSpec, PowerOff};
+use crate::tasks::machine_mut;
 
 /// Reads a file of commands: a JSON list, or one command.
 ///
@@ -71,6 +72,8 @@ pub fn apply(sim: &Arc<Sim>, command: Command) -> Result<()> {
                 drop(stopped);
             }
         }
+        Command::ToolsStop { machine } => set_tools(sim, &machine, false)?,
+        Command::ToolsStart { machine } => set_tools(sim, &machine, true)?,
         storage => return inject(sim, storage),
     }
     Ok(())
@@ -134,7 +137,7 @@ fn host_number(state: &State, name: &str) -> Result<usize> {
 }
 
 fn lose_host(sim: &Sim, name: &str, crash: bool) -> Result<()> {
-    let mut dead = Vec::new();
+    let (mut dead, mut lost) = (Vec::new(), Vec::new());
     {
         let mut state = sim.lock();
         let number = host_number(&state, name)?;
@@ -145,9 +148,13 @@ fn lose_host(sim: &Sim, name: &str, crash: bool) -> Result<()> {
                 machine.power = Power::Off;
                 machine.tools = false;
                 dead.extend(machine.own_disks());
+                lost.push(machine.id);
             }
         }
         state.project();
+    }
+    for machine in lost {
+        sim.guest_systems().power_lost(machine);
     }
     sim.storage.power_off(&dead, PowerOff::HostLost)?;
     Ok(())
@@ -183,9 +190,53 @@ pub fn guest_start(sim: &Sim, machine: &str, writes_per_second: u32) -> Result<(
             seed: sim.options.seed.wrapping_add(disk.0).wrapping_add(at as u64),
             pattern: GuestPattern::Mixed,
         };
-        let guest = sim.storage.start_guest(disk, spec)?;
-        let old = sim.guests().insert(disk, guest);
+        let guest = Some(sim.storage.start_guest(disk, spec.clone())?);
+        let old = sim.guests().insert(disk, Writer { spec, guest });
         drop(old);
     }
+    Ok(())
+}
+
+/// What writes to a disk for its machine's guest.
+#[derive(Debug)]
+pub struct Writer {
+    spec: GuestSpec,
+    // Nothing while a program in the guest has stopped it.
+    guest: Option<Guest>,
+}
+
+/// Stops or goes on with what a machine's guest writes; what does not write is left alone.
+///
+/// # Errors
+/// When the machine has gone or its disks cannot be written to.
+pub fn pause(sim: &Sim, machine: u32, stop: bool) -> Result<()> {
+    let own = machine_mut(&mut sim.lock(), machine).map(|machine| machine.own_disks());
+    for disk in own.unwrap_or_default() {
+        if stop {
+            let stopped = sim.guests().get_mut(&disk).and_then(|writer| writer.guest.take());
+            // Outside the lock: this waits for the write that is under way.
+            drop(stopped);
+            continue;
+        }
+        let paused = {
+            let guests = sim.guests();
+            let writer = guests.get(&disk).filter(|writer| writer.guest.is_none());
+            writer.map(|writer| writer.spec.clone())
+        };
+        let Some(spec) = paused else { continue };
+        let guest = sim.storage.start_guest(disk, spec)?;
+        if let Some(writer) = sim.guests().get_mut(&disk) {
+            writer.guest = Some(guest);
+        }
+    }
+    Ok(())
+}
+
+fn set_tools(sim: &Sim, name: &str, run: bool) -> Result<()> {
+    let mut state = sim.lock();
+    let found = state.site.machines.values_mut().find(|machine| machine.name == name);
+    let machine = found.with_context(|| format!("there is no machine {name}"))?;
+    machine.tools = run && machine.power == Power::On;
+    state.project();
     Ok(())
 }

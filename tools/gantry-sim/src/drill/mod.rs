@@ -13,7 +13,7 @@ mod command;
 mod effect;
 
 pub use command::{Command, When};
-pub use effect::{apply, guest_start, parse, read};
+pub use effect::{Writer, apply, guest_start, parse, pause, read};
 
 /// What is to happen to one call.
 #[derive(Debug, Default)]

@@ -35,6 +35,7 @@ use crate::soap;
 mod access;
 mod certificate;
 mod folder;
+mod guest_file;
 mod nfc;
 mod control;
 mod stream;
@@ -144,6 +145,12 @@ async fn route(
             let seen = sim.note_request(endpoint, name, path);
             let head = request.into_parts().0;
             watched(&sim, &seen, folder::serve(sim.clone(), endpoint, &head)).await?
+        }
+        (method, "/guestFile") => {
+            let put = method == Method::PUT;
+            let name = if put { "PUT /guestFile" } else { "GET /guestFile" };
+            let seen = sim.note_request(endpoint, name, "/guestFile");
+            watched(&sim, &seen, guest_file::serve(sim.clone(), request)).await?
         }
         (&Method::GET, path) if path.starts_with("/nfc/") => {
             let seen = sim.note_request(endpoint, "GET /nfc", path);

@@ -144,6 +144,8 @@ fn add(state: &mut State, place: &Place, spec: &Value) -> Result<u32, Fault> {
         host_name: None,
         ip_address: None,
         tools: false,
+        tools_installed: true,
+        guest_users: state.site.guest_users.clone(),
         cpus: number("numCPUs").unwrap_or(1),
         memory_mib: number("memoryMB").unwrap_or(1024),
         hardware: text("version", "vmx-19"),

@@ -26,6 +26,7 @@ mod reconfigure;
 mod snapshots;
 mod lease;
 mod files;
+mod guest;
 mod managers;
 
 pub use session::{expire, forget};
@@ -266,6 +267,18 @@ fn change(call: &Call) -> Result<Value, Fault> {
         | "HttpNfcLeaseComplete"
         | "HttpNfcLeaseAbort"
         | "HttpNfcLeaseGetManifest" => lease::invoke(call),
+        "ValidateCredentialsInGuest"
+        | "InitiateFileTransferToGuest"
+        | "InitiateFileTransferFromGuest"
+        | "CreateTemporaryFileInGuest"
+        | "CreateTemporaryDirectoryInGuest"
+        | "MakeDirectoryInGuest"
+        | "DeleteFileInGuest"
+        | "DeleteDirectoryInGuest"
+        | "ListFilesInGuest"
+        | "StartProgramInGuest"
+        | "ListProcessesInGuest"
+        | "TerminateProcessInGuest" => guest::invoke(call),
         "MakeDirectory"
         | "CreateVirtualDisk_Task"
         | "DeleteVirtualDisk_Task"

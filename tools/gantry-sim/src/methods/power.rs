@@ -66,8 +66,12 @@ fn power(sim: &Sim, id: u32, wanted: Power) -> Result<Value, Fault> {
     let mut state = sim.lock();
     let machine = machine_mut(&mut state, id)?;
     machine.power = wanted;
-    machine.tools = wanted == Power::On;
+    machine.tools = wanted == Power::On && machine.tools_installed;
     facts.apply(machine);
+    drop(state);
+    if wanted == Power::Off {
+        sim.guest_systems().power_lost(id);
+    }
     Ok(Value::Absent)
 }
 
@@ -123,6 +127,7 @@ fn destroy(sim: &Sim, id: u32) -> Result<Value, Fault> {
     for disk in own {
         sim.storage.delete_disk(disk).map_err(|error| disks::fault(&error))?;
     }
+    sim.guest_systems().destroyed(id);
     let mut state = sim.lock();
     state.site.machines.remove(&id);
     for endpoint in &mut state.endpoints {

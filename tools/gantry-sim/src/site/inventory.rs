@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::machine::{Disk, Link, LinkKind, Machine, Power};
 use super::{Compute, CustomField, Datacenter, Datastore, Host, Network, Site, Tree, uuid};
 use crate::limits;
+use crate::sim::Password;
 
 /// The file.
 #[derive(Debug, Clone, Deserialize)]
@@ -36,6 +37,9 @@ pub struct Inventory {
     /// Names of custom attributes.
     #[serde(default)]
     pub attributes: Vec<String>,
+    /// Users and passwords in guests of machines that name none of their own.
+    #[serde(default)]
+    pub guest_users: BTreeMap<String, Password>,
 }
 
 /// A datacenter of the file.
@@ -153,6 +157,8 @@ pub struct MachineEntry {
     pub bus_sharing: Option<String>,
     /// BIOS UUID; made from the name when absent.
     pub uuid: Option<String>,
+    /// Users and passwords in its guest; the site's when absent.
+    pub guest_users: Option<BTreeMap<String, Password>>,
     /// How often its guest writes to each disk in a second, from the start; 0 is as fast as it goes.
     pub guest_writes_per_second: Option<u32>,
     /// Its disks.
@@ -285,6 +291,7 @@ impl Inventory {
             networks: Vec::new(),
             machines: BTreeMap::new(),
             fields: self.attributes.iter().enumerate().map(field).collect(),
+            guest_users: self.guest_users.clone(),
             started: Timestamp::now(),
             next_machine: 1,
             next_snapshot: 1,
@@ -393,6 +400,9 @@ fn add_machine(site: &mut Site, entry: &MachineEntry, disks: &mut Vec<NewDisk>) 
     let id = site.next_machine;
     let mut machine = bare_machine(entry, id);
     (machine.datacenter, machine.host, machine.datastore) = (datacenter, host, datastore);
+    if entry.guest_users.is_none() {
+        machine.guest_users = site.guest_users.clone();
+    }
     for (at, disk) in entry.disk.iter().enumerate() {
         let on = if disk.datastore.is_some() { store(&disk.datastore) } else { Some(datastore) };
         let on = on.with_context(|| format!("disk {at}: no such datastore"))?;
@@ -441,6 +451,8 @@ fn bare_machine(entry: &MachineEntry, id: u32) -> Machine {
         host_name: on.then(|| format!("{}.guest.example", entry.name)),
         ip_address: on.then(|| format!("192.0.2.{}", id % 254 + 1)),
         tools: entry.tools && on,
+        tools_installed: entry.tools,
+        guest_users: entry.guest_users.clone().unwrap_or_default(),
         cpus: entry.cpus,
         memory_mib: entry.memory_mib,
         hardware: entry.hardware.clone(),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use crate::sim::Password;
 use crate::storage::{DiskId, SnapshotId};
 
 /// A machine's power.
@@ -172,6 +173,10 @@ pub struct Machine {
     pub ip_address: Option<String>,
     /// Whether its tools run.
     pub tools: bool,
+    /// Whether its tools are installed: they run whenever it does.
+    pub tools_installed: bool,
+    /// Who may log in to its guest.
+    pub guest_users: BTreeMap<String, Password>,
     /// Processors.
     pub cpus: i32,
     /// Memory.

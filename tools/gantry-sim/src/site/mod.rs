@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
+use crate::sim::Password;
+
 pub mod inventory;
 pub mod machine;
 mod project;
@@ -154,6 +156,8 @@ pub struct Site {
     pub machines: BTreeMap<u32, Machine>,
     /// Custom attributes.
     pub fields: Vec<CustomField>,
+    /// Who may log in to guests of machines that name no users of their own.
+    pub guest_users: BTreeMap<String, Password>,
     /// When the simulator started.
     pub started: Timestamp,
     /// The number of the next machine.
