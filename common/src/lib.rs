@@ -16,5 +16,6 @@ pub mod wire;
 pub mod work;
 pub mod control;
 pub mod enrolment;
+pub mod policy;
 pub mod manage;
 pub mod session;

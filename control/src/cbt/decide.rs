@@ -3,6 +3,8 @@
 //! In: [`CbtFacts`], before the snapshot as far as they are known then, and after it. Out: a
 //! [`Decision`]; a job's [`Policy`] applied to it. Every trap of VSPHERE.md is a [`FullReason`].
 
+pub use gantry_common::policy::CbtPolicy as Policy;
+
 use super::change_id::ChangeId;
 use crate::broker::facts::VmFacts;
 
@@ -274,19 +276,6 @@ fn short(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
-/// What a job does about a full read that was not to be expected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Policy {
-    /// Reads everything; the log has the reason.
-    Continue,
-    /// Reads everything, and the session ends with a warning.
-    #[default]
-    Warn,
-    /// Does not begin.
-    Fail,
-}
-
 /// What a policy makes of a decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PolicyOutcome {
@@ -298,18 +287,18 @@ pub enum PolicyOutcome {
     Stop(String),
 }
 
-impl Policy {
-    /// Applies the policy to a disk's decision. Called before the snapshot with what is known then,
-    /// and once more after it.
-    pub fn apply(self, disk: &str, decision: &Decision) -> PolicyOutcome {
-        let Decision::ExplainedFull { reason, predicted_bytes } = decision else {
+impl Decision {
+    /// What the job's policy makes of it for this disk. Asked before the snapshot with what is known
+    /// then, and once more after it.
+    pub fn under(&self, policy: Policy, disk: &str) -> PolicyOutcome {
+        let Decision::ExplainedFull { reason, predicted_bytes } = self else {
             return PolicyOutcome::Go;
         };
         if reason.is_expected() {
             return PolicyOutcome::Go;
         }
         let text = format!("{disk}: everything is read (about {predicted_bytes} bytes): {reason}");
-        match self {
+        match policy {
             Policy::Continue => PolicyOutcome::Go,
             Policy::Warn => PolicyOutcome::Warn(text),
             Policy::Fail => PolicyOutcome::Stop(format!("{text}; the job's policy is to fail")),

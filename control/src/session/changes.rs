@@ -93,7 +93,7 @@ impl VmTracking<'_> {
             _ => ChangeIdFact::NotYetKnown,
         };
         let (label, facts) = (&disk.label, self.facts(disk.capacity_bytes, change_id, held));
-        self.policy.apply(label, &decide(&facts))
+        decide(&facts).under(self.policy, label)
     }
 
     /// Asks what is to be read of a frozen disk.
@@ -147,7 +147,7 @@ impl VmTracking<'_> {
             changed: None,
             allocated,
             reason: format!("everything is read: {why}; {known}"),
-            outcome: self.policy.apply(&disk.facts.label, &decision),
+            outcome: decision.under(self.policy, &disk.facts.label),
         }
     }
 

@@ -102,14 +102,14 @@ fn without_allocation_the_whole_disk_is_predicted() {
 fn policies_speak_only_of_what_was_not_to_be_expected() {
     let unexpected = decide(&CbtFacts { was_reverted: true, ..good() });
     let first = decide(&CbtFacts { base: None, ..good() });
-    assert_eq!(Policy::Continue.apply("d", &unexpected), PolicyOutcome::Go);
+    assert_eq!(unexpected.under(Policy::Continue, "d"), PolicyOutcome::Go);
     assert!(
-        matches!(Policy::Warn.apply("d", &unexpected), PolicyOutcome::Warn(t) if t.contains("reverted"))
+        matches!(unexpected.under(Policy::Warn, "d"), PolicyOutcome::Warn(t) if t.contains("reverted"))
     );
-    assert!(matches!(Policy::Fail.apply("d", &unexpected), PolicyOutcome::Stop(_)));
+    assert!(matches!(unexpected.under(Policy::Fail, "d"), PolicyOutcome::Stop(_)));
     for policy in [Policy::Continue, Policy::Warn, Policy::Fail] {
-        assert_eq!(policy.apply("d", &first), PolicyOutcome::Go);
-        assert_eq!(policy.apply("d", &decide(&good())), PolicyOutcome::Go);
+        assert_eq!(first.under(policy, "d"), PolicyOutcome::Go);
+        assert_eq!(decide(&good()).under(policy, "d"), PolicyOutcome::Go);
     }
 }
 
