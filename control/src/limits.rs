@@ -62,6 +62,8 @@ pub const FOLDER_DEPTH_MAX: usize = 64;
 pub const BROKER_PAUSE_MS: u64 = 1_000;
 /// Milliseconds between such tries at most.
 pub const BROKER_PAUSE_MS_MAX: u64 = 60_000;
+/// Seconds that making or registering a machine may take.
+pub const REBUILD_SECONDS_MAX: u64 = 600;
 /// Seconds that attaching or detaching a disk may take.
 pub const RECONFIGURE_SECONDS_MAX: u64 = 300;
 

@@ -7,6 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use gantry_control::vcenter::property::{ObjectContent, Properties, Start};
+use gantry_control::vcenter::{Secret, Settings, VCenter, VmRef};
+use gantry_http::{Endpoint, Trust};
+
 use crate::program::Running;
 use crate::scratch::{Scratch, target_folder};
 
@@ -100,4 +104,30 @@ fn build() -> PathBuf {
     );
     fs::rename(&built, &program).expect("the program can be renamed");
     program
+}
+
+/// How a client reaches it.
+pub fn settings(vcsim: &Vcsim, password: &str) -> Settings {
+    let thumbprint = vcsim.thumbprint.parse().expect("a thumbprint");
+    let endpoint = Endpoint::new("127.0.0.1", vcsim.port).expect("an endpoint");
+    Settings::new(endpoint, Trust::Sha256Thumbprint(thumbprint), USER, Secret::new(password))
+}
+
+/// A client of it.
+pub fn vcenter(vcsim: &Vcsim) -> VCenter {
+    VCenter::new(settings(vcsim, PASSWORD)).expect("a client")
+}
+
+/// Its machines by name and reference, through a container view.
+pub async fn machines(vcenter: &VCenter) -> Vec<VmRef> {
+    let view = vcenter.container_view(None, &["VirtualMachine"]).await.expect("a view");
+    let properties = [Properties { kind: "VirtualMachine", paths: &["name"] }];
+    let mut found = Vec::new();
+    let each = |content: ObjectContent| {
+        found.push(VmRef::new(content.object.clone(), content.text("name").expect("a name")));
+    };
+    vcenter.retrieve(&properties, &Start::View(&view), each).await.expect("names");
+    vcenter.destroy_view(&view).await.expect("the view ends");
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    found
 }

@@ -8,39 +8,14 @@ use gantry_common::ids::SessionId;
 use gantry_control::broker::{Broker, Cache, Rule, Selection, VmConfig, select};
 use gantry_control::cbt::{self, query::DiskQuery};
 use gantry_control::snapshots::{self, Mark, NewRequest, Removal, Whose};
-use gantry_control::vcenter::property::{Properties, Start};
 use gantry_control::vcenter::virtual_machine::NewSnapshot;
 use gantry_control::vcenter::{
-    DiskChangeQuery, ErrorKind, FaultKind, MoRef, Secret, Settings, TaskWait, VCenter, VmRef,
+    DiskChangeQuery, ErrorKind, FaultKind, MoRef, Settings, TaskWait, VCenter, VmRef,
 };
-use gantry_http::{Endpoint, HttpError, Request, Thumbprint, Trust};
-use gantry_tests::vcsim::{PASSWORD, USER, Vcsim};
+use gantry_http::{HttpError, Request, Thumbprint, Trust};
+use gantry_tests::vcsim::{PASSWORD, Vcsim, machines, settings, vcenter};
 
 const MINUTE: Duration = Duration::from_secs(60);
-
-fn settings(vcsim: &Vcsim, password: &str) -> Settings {
-    let thumbprint = vcsim.thumbprint.parse().expect("a thumbprint");
-    let endpoint = Endpoint::new("127.0.0.1", vcsim.port).expect("an endpoint");
-    Settings::new(endpoint, Trust::Sha256Thumbprint(thumbprint), USER, Secret::new(password))
-}
-
-fn vcenter(vcsim: &Vcsim) -> VCenter {
-    VCenter::new(settings(vcsim, PASSWORD)).expect("a client")
-}
-
-/// The VMs by name and reference, through a container view.
-async fn machines(vcenter: &VCenter) -> Vec<VmRef> {
-    let view = vcenter.container_view(None, &["VirtualMachine"]).await.expect("a view");
-    let properties = [Properties { kind: "VirtualMachine", paths: &["name"] }];
-    let mut found = Vec::new();
-    let each = |content: gantry_control::vcenter::property::ObjectContent| {
-        found.push(VmRef::new(content.object.clone(), content.text("name").expect("a name")));
-    };
-    vcenter.retrieve(&properties, &Start::View(&view), each).await.expect("names");
-    vcenter.destroy_view(&view).await.expect("the view ends");
-    found.sort_by(|one, other| one.name.cmp(&other.name));
-    found
-}
 
 async fn wait(vcenter: &VCenter, task: &MoRef) -> Option<gantry_control::vcenter::Element> {
     let end = vcenter.wait_for_task(task, TaskWait::new("test", "VM", MINUTE)).await;

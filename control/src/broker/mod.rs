@@ -6,8 +6,9 @@
 //! restore point.
 //!
 //! The way of a fact: [`feed`] waits for updates, [`cache`] applies them, [`parse`] and [`devices`]
-//! turn properties into [`facts`], [`selection`] reads them. Only [`feed`] and [`vm_config`] talk to
-//! the network.
+//! turn properties into [`facts`], [`selection`] reads them. The way back: [`places`] finds where a
+//! machine can be made again, [`vm_spec`] says as what (pure), [`rebuild`] makes it. Only [`feed`],
+//! [`vm_config`], [`places`] and [`rebuild`] talk to the network.
 //!
 //! Not covered: tags, which only the separate REST API has. Custom attributes are.
 
@@ -19,6 +20,9 @@ pub mod cache;
 pub mod feed;
 pub mod selection;
 pub mod vm_config;
+pub mod places;
+pub mod vm_spec;
+pub mod rebuild;
 
 pub use cache::Cache;
 pub use facts::{
@@ -26,5 +30,8 @@ pub use facts::{
     SnapshotFacts, VmFacts,
 };
 pub use feed::{Broker, BrokerState};
+pub use places::{PlaceError, Placement, Places, Target};
+pub use rebuild::{RebuildError, Rebuilt, rebuild, register};
 pub use selection::{DiskRule, Rule, SelectedDisk, SelectedVm, Selection, Verdict, select};
 pub use vm_config::VmConfig;
+pub use vm_spec::{DiskSource, SpecError, VmSpec, Wish};

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::devices::Devices;
 use super::parse::{text, unescaped};
 use crate::vcenter::property::ObjectContent;
-use crate::vcenter::{Element, VCenter, VimError, VmRef};
+use crate::vcenter::{Element, MoRef, VCenter, VimError, VmRef};
 
 /// The version that this code writes.
 const FORMAT: u32 = 1;
@@ -47,6 +47,10 @@ pub struct Network {
     pub network: Option<String>,
     /// Key of the distributed port group, if it is on one.
     pub port_group: Option<String>,
+    /// Name of that port group, where it could be read: in another vCenter only the name may be the
+    /// same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_group_name: Option<String>,
     /// Whether it is connected at power-on.
     pub starts_connected: bool,
 }
@@ -145,7 +149,20 @@ impl VmConfig {
     /// As any call.
     pub async fn capture(vcenter: &VCenter, vm: &VmRef) -> Result<VmConfig, VimError> {
         let content = vcenter.properties_of(&vm.moref, &vm.to_string(), PATHS).await?;
-        Ok(VmConfig::from_content(&content))
+        let mut config = VmConfig::from_content(&content);
+        for network in &mut config.networks {
+            let Some(key) = &network.port_group else { continue };
+            // A port group's key is also its reference.
+            let group = MoRef::new("DistributedVirtualPortgroup", key);
+            match vcenter.properties_of(&group, key, &["name"]).await {
+                Ok(content) => {
+                    let name = unescaped(&text(content.text("name"))).into_string();
+                    network.port_group_name = Some(name).filter(|name| !name.is_empty());
+                }
+                Err(error) => tracing::info!(%error, "a port group's name cannot be read"),
+            }
+        }
+        Ok(config)
     }
 
     fn from_content(content: &ObjectContent) -> VmConfig {
@@ -225,6 +242,7 @@ fn network(device: &Element) -> Option<Network> {
         mac: text(Some(mac)).into_string(),
         network: is_standard.then(|| string("backing.deviceName")),
         port_group: group.map(|group| text(Some(group)).into_string()),
+        port_group_name: None,
         starts_connected: device.bool_at("connectable.startConnected").unwrap_or(true),
     })
 }

@@ -24,6 +24,7 @@ pub mod updates;
 pub mod task;
 pub mod inventory;
 pub mod virtual_machine;
+pub mod registration;
 pub mod changed_areas;
 pub mod lease;
 
@@ -32,6 +33,7 @@ pub use error::{ErrorKind, VimError};
 pub use fault::{Fault, FaultKind};
 pub use gantry_common::secret::Secret;
 pub use moref::{MoRef, VmRef};
+pub use registration::Registration;
 pub use service::{ServiceContent, ServiceTicket};
 pub use session::{Settings, VCenter};
 pub use task::{TaskEnd, TaskWait};

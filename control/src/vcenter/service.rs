@@ -38,6 +38,12 @@ pub struct ServiceContent {
     pub authorization_manager: MoRef,
     /// Names of custom attributes; absent on ESXi.
     pub custom_fields_manager: Option<MoRef>,
+    /// For files and folders of datastores.
+    pub file_manager: Option<MoRef>,
+    /// For what is done inside guests.
+    pub guest_operations_manager: Option<MoRef>,
+    /// For events of the past.
+    pub event_manager: Option<MoRef>,
 }
 
 impl ServiceContent {
@@ -66,6 +72,9 @@ impl ServiceContent {
             search_index: moref("searchIndex")?,
             authorization_manager: moref("authorizationManager")?,
             custom_fields_manager: element.moref_at("customFieldsManager"),
+            file_manager: element.moref_at("fileManager"),
+            guest_operations_manager: element.moref_at("guestOperationsManager"),
+            event_manager: element.moref_at("eventManager"),
         })
     }
 }
