@@ -26,7 +26,7 @@ pub mod snapshots;
 pub mod cbt;
 pub mod transport;
 pub mod hotadd;
-pub mod durable_file;
+pub use gantry_transport::durable_file;
 pub mod ledger;
 pub mod mover;
 pub mod probe;

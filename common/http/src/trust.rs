@@ -85,6 +85,15 @@ pub enum Trust {
     /// The server's certificate is signed by one of these authorities (PEM), valid today, and
     /// names the endpoint's host.
     CaPem(Vec<u8>),
+    /// The server shows the certificate of the authority with this thumbprint behind its own, which
+    /// that authority signed for `name`, valid today. For a first contact, when only the thumbprint
+    /// could be handed over.
+    AuthorityThumbprint {
+        /// Of the authority's certificate.
+        thumbprint: Thumbprint,
+        /// Host name or address in the server's certificate, whatever name it was reached by.
+        name: String,
+    },
 }
 
 /// Why a certificate was not accepted, with what an administrator needs to pin it.
@@ -106,6 +115,7 @@ impl std::error::Error for Untrusted {}
 enum Rule {
     Thumbprint(Thumbprint),
     Authority(Arc<WebPkiServerVerifier>),
+    Shown { authority: Thumbprint, name: ServerName<'static> },
 }
 
 #[derive(Debug)]
@@ -146,6 +156,17 @@ impl ServerCertVerifier for Verifier {
             Rule::Authority(authority) => authority
                 .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
                 .map_err(|error| untrusted(presented, error.to_string())),
+            Rule::Shown { authority, name } => {
+                let shown = intermediates.iter().find(|c| thumbprint_of(c) == Some(*authority));
+                let Some(shown) = shown else {
+                    let text = format!("no certificate behind it is the authority {authority}");
+                    return Err(untrusted(presented, text));
+                };
+                authority_verifier([Ok(shown.clone())], &self.provider)
+                    .map_err(|text| untrusted(presented, text))?
+                    .verify_server_cert(end_entity, &[], name, ocsp_response, now)
+                    .map_err(|error| untrusted(presented, error.to_string()))
+            }
         }
     }
 
@@ -174,6 +195,22 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
+fn authority_verifier<'a>(
+    certificates: impl IntoIterator<Item = Result<CertificateDer<'a>, String>>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        roots.add(certificate?.into_owned()).map_err(|error| error.to_string())?;
+    }
+    if roots.is_empty() {
+        return Err("the PEM text holds no certificate".into());
+    }
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(|error| error.to_string())
+}
+
 impl Trust {
     /// The TLS configuration: TLS 1.2 (ESXi up to 8.0 speaks nothing newer by default) and 1.3.
     pub(crate) fn client_config(&self) -> Result<ClientConfig, String> {
@@ -193,18 +230,13 @@ impl Trust {
         let rule = match self {
             Trust::Sha256Thumbprint(thumbprint) => Rule::Thumbprint(*thumbprint),
             Trust::CaPem(pem) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in CertificateDer::pem_slice_iter(pem) {
-                    let certificate = certificate.map_err(|error| error.to_string())?;
-                    roots.add(certificate).map_err(|error| error.to_string())?;
-                }
-                if roots.is_empty() {
-                    return Err("the PEM text holds no certificate".into());
-                }
-                let roots = Arc::new(roots);
-                let verifier =
-                    WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build();
-                Rule::Authority(verifier.map_err(|error| error.to_string())?)
+                let certificates = CertificateDer::pem_slice_iter(pem);
+                let certificates = certificates.map(|one| one.map_err(|error| error.to_string()));
+                Rule::Authority(authority_verifier(certificates, &provider)?)
+            }
+            Trust::AuthorityThumbprint { thumbprint, name } => {
+                let name = ServerName::try_from(name.clone()).map_err(|error| error.to_string())?;
+                Rule::Shown { authority: *thumbprint, name }
             }
         };
         let verifier = Arc::new(Verifier { rule, provider: provider.clone() });

@@ -17,6 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
+use super::durable_file;
 use super::secret_file::{CredentialError, read_secret, write_secret};
 use super::tls;
 
@@ -88,6 +89,36 @@ impl Identity {
         Ok(Identity { certified: Arc::new(certified), pem: pem.into(), pin })
     }
 
+    /// Draws a key and asks for a certificate: what is to be signed (a PKCS #10 request as PEM), and
+    /// what becomes an identity with the certificate.
+    ///
+    /// # Errors
+    /// [`CredentialError::Make`].
+    pub fn request(name: &str) -> Result<(String, NewKey), CredentialError> {
+        let make = |error: rcgen::Error| CredentialError::make("mover identity", error);
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
+        Ok((NewKey::sign_request(&key, name)?, NewKey { pem: key.serialize_pem() }))
+    }
+
+    /// As [`Identity::request`], for a new certificate of the same key.
+    ///
+    /// # Errors
+    /// [`CredentialError::Make`].
+    pub fn renewal_request(&self, name: &str) -> Result<(String, NewKey), CredentialError> {
+        let key = KeyPair::from_pem(&self.pem)
+            .map_err(|error| CredentialError::make("certificate request", error))?;
+        Ok((NewKey::sign_request(&key, name)?, NewKey { pem: key.serialize_pem() }))
+    }
+
+    /// As [`Identity::save`], in the place of an earlier identity.
+    ///
+    /// # Errors
+    /// An I/O error; the earlier identity stands then.
+    pub fn replace(&self, path: &Path) -> Result<(), CredentialError> {
+        durable_file::replace(path, self.pem.as_bytes())
+            .map_err(|error| CredentialError::io(path, error))
+    }
+
     /// What peers put into their list: SHA-256 of the public key.
     pub fn pin(&self) -> PeerId {
         self.pin
@@ -102,6 +133,32 @@ impl Identity {
     pub fn certificates_pem(&self) -> String {
         let begin = self.pem.find("-----BEGIN CERTIFICATE-----").unwrap_or(self.pem.len());
         self.pem[begin..].to_owned()
+    }
+}
+
+/// A key that still lacks its certificate.
+pub struct NewKey {
+    pem: String,
+}
+
+impl fmt::Debug for NewKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NewKey(..)")
+    }
+}
+
+impl NewKey {
+    fn sign_request(key: &KeyPair, name: &str) -> Result<String, CredentialError> {
+        let make = |error: rcgen::Error| CredentialError::make("certificate request", error);
+        leaf_params(name).serialize_request(key).and_then(|request| request.pem()).map_err(make)
+    }
+
+    /// The identity that a signed certificate (PEM) makes of it. `source` is named in errors.
+    ///
+    /// # Errors
+    /// The certificate cannot be read, or is for another key.
+    pub fn certified(&self, source: &Path, certificate: &str) -> Result<Identity, CredentialError> {
+        Identity::from_pem(source, &format!("{}{certificate}", self.pem))
     }
 }
 

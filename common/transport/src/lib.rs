@@ -8,6 +8,7 @@
 pub mod payload;
 mod options;
 mod error;
+pub mod durable_file;
 mod secret_file;
 mod identity;
 mod ca;
@@ -35,7 +36,7 @@ pub use control_link::{
 };
 pub use error::{CloseReason, TransportError};
 pub use frame_io::{Channel, InFrame, OutFrame};
-pub use identity::Identity;
+pub use identity::{Identity, NewKey};
 pub use link::{Connection, FrameReceiver, FrameSender, LinkStats, PeerInfo};
 pub use listener::Listener;
 pub use memory::{MEMORY_PIN, pair};

@@ -11,9 +11,11 @@ use std::path::Path;
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::{PeerId, RepositoryId, SessionId};
 use gantry_common::limits;
+use gantry_common::secret::Secret;
 use gantry_common::wire::TicketBytes;
 use serde::{Deserialize, Serialize};
 
+use super::durable_file;
 use super::secret_file::{CredentialError, read_secret, write_secret};
 
 const KEY_BYTES: usize = 32;
@@ -191,6 +193,25 @@ impl TicketKey {
     /// The file exists, or an I/O error.
     pub fn save(&self, path: &Path) -> Result<(), CredentialError> {
         write_secret(path, &self.secret)
+    }
+
+    /// The key as text, for who must be told it over an authenticated link or keep it encrypted.
+    pub fn to_text(&self) -> Secret {
+        // As ids are written: 64 hexadecimal digits.
+        Secret::new(PeerId(self.secret).to_string())
+    }
+
+    /// Reads [`TicketKey::to_text`]; nothing if it is no key.
+    pub fn from_text(text: &Secret) -> Option<TicketKey> {
+        text.reveal().parse::<PeerId>().ok().map(|PeerId(secret)| TicketKey { secret })
+    }
+
+    /// As [`TicketKey::save`], in the place of an earlier key.
+    ///
+    /// # Errors
+    /// An I/O error; the earlier key stands then.
+    pub fn replace(&self, path: &Path) -> Result<(), CredentialError> {
+        durable_file::replace(path, &self.secret).map_err(|error| CredentialError::io(path, error))
     }
 
     fn mac(&self, body: &[u8]) -> blake3::Hash {
@@ -381,5 +402,18 @@ mod tests {
         let short = folder.path().join("short");
         write_secret(&short, b"short").unwrap();
         assert!(TicketKey::load(&short).unwrap_err().to_string().contains("32 bytes"));
+    }
+
+    #[test]
+    fn a_key_is_told_as_text_and_replaced_in_its_file() {
+        let key = TicketKey::random().unwrap();
+        let told = TicketKey::from_text(&key.to_text()).unwrap();
+        assert_eq!(told.secret, key.secret);
+        assert!(TicketKey::from_text(&gantry_common::secret::Secret::new("abc")).is_none());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ticket.key");
+        TicketKey::random().unwrap().replace(&path).unwrap();
+        key.replace(&path).unwrap();
+        assert_eq!(TicketKey::load(&path).unwrap().secret, key.secret);
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use gantry_common::ids::PeerId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -19,8 +20,12 @@ use rustls::{
 };
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
+use super::identity::Identity;
 use super::secret_file::{CredentialError, read_public};
-use super::tls::pin_of;
+use super::tls::{self, pin_of};
+
+/// Beyond any certificate: the year 9999.
+const FAR_FUTURE: Duration = Duration::from_secs(253_402_300_000);
 
 /// The peers that are allowed. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -108,6 +113,43 @@ impl Trust {
         })?;
         self.expected_name = Some(parsed);
         Ok(self)
+    }
+
+    /// Whether this identity would be let in at `now_ms` (since 1970) by who has this trust: what an
+    /// answer to an enrolment must bear.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn accepts(&self, identity: &Identity, now_ms: u64) -> Result<(), CredentialError> {
+        let fail = |error: CertificateError| {
+            CredentialError::content(&self.source, rustls::Error::from(error).to_string())
+        };
+        self.check_at(identity, Duration::from_millis(now_ms)).map_err(fail)
+    }
+
+    /// From when to when (since 1970) the certificate of this identity holds; nothing if it is pinned or
+    /// refused for another reason.
+    pub fn validity(&self, identity: &Identity) -> Option<(Duration, Duration)> {
+        // The verifier tells the dates when it is asked for a time outside them.
+        let begin = match self.check_at(identity, Duration::ZERO) {
+            Err(CertificateError::NotValidYetContext { not_before, .. }) => not_before,
+            _ => return None,
+        };
+        match self.check_at(identity, FAR_FUTURE) {
+            Err(CertificateError::ExpiredContext { not_after, .. }) => {
+                let since = |time: UnixTime| Duration::from_secs(time.as_secs());
+                Some((since(begin), since(not_after)))
+            }
+            _ => None,
+        }
+    }
+
+    fn check_at(&self, identity: &Identity, since_1970: Duration) -> Result<(), CertificateError> {
+        let algorithms = tls::provider().signature_verification_algorithms;
+        let (own, rest) =
+            identity.certified.cert.split_first().ok_or(CertificateError::BadEncoding)?;
+        let now = UnixTime::since_unix_epoch(since_1970);
+        self.check(own, rest, now, &algorithms, KeyUsage::client_auth())
     }
 
     fn check(
@@ -403,5 +445,16 @@ mod tests {
         assert!(parse("\nabcd proxy\n").unwrap_err().contains("line 2"));
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(parse(broken).unwrap_err().contains("certificate 1"));
+    }
+
+    #[test]
+    fn a_certificate_tells_from_when_to_when_it_holds() {
+        let ca = CertificateAuthority::generate().unwrap();
+        let trust = parse(ca.certificate_pem()).unwrap();
+        let [begin, end] = [1_000_000_000, 2_000_000_000].map(Duration::from_secs);
+        let mover = ca.issue_between("proxy-1", begin, end).unwrap();
+        assert_eq!(trust.validity(&mover), Some((begin, end)));
+        assert!(trust.accepts(&mover, 1_500_000_000_000).is_ok());
+        assert!(trust.accepts(&mover, 2_500_000_000_000).is_err());
     }
 }

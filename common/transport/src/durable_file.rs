@@ -1,4 +1,4 @@
-//! Small files of the control plane that are replaced as a whole.
+//! Small files, some of them secret, that are replaced as a whole.
 //!
 //! In: a path, bytes. Out: after a crash at any moment the old file or the new one, never a part. Only
 //! its owner may read it. The folder must be there.
