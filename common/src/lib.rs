@@ -4,6 +4,7 @@
 //! sans-IO session machines. Invariant: this crate does no I/O, reads no clock, starts no
 //! thread and has no unsafe code; time, randomness and bytes come in as arguments.
 
+pub mod hex;
 pub mod ids;
 pub mod units;
 pub mod extents;

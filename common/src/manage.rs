@@ -61,6 +61,14 @@ pub enum ManageRequest {
     Verify(VerifyOptions),
     /// Counts what there is.
     Stat,
+    /// Gives up what unfinished sessions of a VM, parts above all, brought and kept; those that run
+    /// go on. The next collection gives it back.
+    Abandon {
+        /// The VM's name.
+        name: String,
+        /// The frozen state, as its sessions named it; nothing: every one.
+        snapshot: Option<String>,
+    },
 }
 
 impl ManageRequest {
@@ -69,7 +77,8 @@ impl ManageRequest {
         match self {
             ManageRequest::DeletePoints { name, .. }
             | ManageRequest::UndeletePoints { name, .. }
-            | ManageRequest::ProtectPoints { name, .. } => Some(name),
+            | ManageRequest::ProtectPoints { name, .. }
+            | ManageRequest::Abandon { name, .. } => Some(name),
             ManageRequest::Prune { name, .. } => name.as_deref(),
             ManageRequest::Collect(_) | ManageRequest::Verify(_) | ManageRequest::Stat => None,
         }
@@ -89,6 +98,11 @@ pub enum ManageReport {
     Verify(VerifyReport),
     /// Of counting.
     Stat(StatReport),
+    /// Of giving up.
+    Abandoned {
+        /// Disks whose progress was given up.
+        disks: u64,
+    },
 }
 
 impl ManageReport {
@@ -132,6 +146,7 @@ impl ManageReport {
                 report.unfinished.truncate(listed);
                 &mut report.notes
             }
+            ManageReport::Abandoned { .. } => return,
         };
         notes.truncate(listed);
         notes.push(note);

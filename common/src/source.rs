@@ -177,6 +177,15 @@ pub enum SourceSpec {
     Https(HttpsSource),
     /// An export stream; fulls only.
     Nfc(NfcSource),
+    /// A disk that the repository must have whole already: it opens without I/O, and a session that
+    /// would have to read a block of it fails, as a lost connection does (retryable), naming disk
+    /// and block.
+    Durable {
+        /// Name of the disk for a person, kept in the point.
+        label: String,
+        /// Its bytes.
+        size_bytes: u64,
+    },
 }
 
 /// What is wrong with a source specification.
@@ -218,6 +227,7 @@ impl SourceSpec {
             SourceSpec::Nfc(NfcSource { host, port, path_and_query, .. }) => {
                 format!("nfc from {host}:{port}{}", without_query(path_and_query))
             }
+            SourceSpec::Durable { label, .. } => label.clone(),
         }
     }
 
@@ -250,6 +260,12 @@ impl SourceSpec {
             SourceSpec::Nfc(source) => {
                 check_host(&source.host).map_err(wrong)?;
                 check_resource(&source.path_and_query, source.size_bytes).map_err(wrong)
+            }
+            SourceSpec::Durable { label, size_bytes } => {
+                if label.len() > limits::NAME_BYTES_MAX || label.chars().any(char::is_control) {
+                    return Err(wrong("its name is none of a disk".into()));
+                }
+                check_size(*size_bytes).map_err(wrong)
             }
         }
     }
@@ -328,10 +344,14 @@ fn check_resource(path_and_query: &str, size_bytes: u64) -> Result<(), String> {
     if !is_path {
         return Err("path and query begin with '/' and are percent-encoded".into());
     }
-    if size_bytes == 0 || size_bytes > limits::DISK_BYTES_MAX {
-        return Err(format!("a disk of {size_bytes} bytes is none that Gantry takes"));
+    check_size(size_bytes)
+}
+
+fn check_size(size_bytes: u64) -> Result<(), String> {
+    match size_bytes {
+        1..=limits::DISK_BYTES_MAX => Ok(()),
+        _ => Err(format!("a disk of {size_bytes} bytes is none that Gantry takes")),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -140,6 +140,43 @@ pub enum Intent {
     },
     /// Look after the repository.
     Manage(ManageRequest),
+    /// Bring some of a VM's disks in and keep them; nothing is committed. Sessions of different
+    /// disks of one VM may run at once.
+    Part(SessionOffer),
+    /// Commit a VM whose disks parts have brought in. Where a point holds exactly these disks in
+    /// this frozen state already, that is the answer.
+    Commit(SessionOffer),
+}
+
+impl Intent {
+    /// What a session of this kind says.
+    pub fn of_session(kind: SessionKind, offer: SessionOffer) -> Intent {
+        match kind {
+            SessionKind::Backup => Intent::Backup(offer),
+            SessionKind::Part => Intent::Part(offer),
+            SessionKind::Commit => Intent::Commit(offer),
+        }
+    }
+}
+
+/// What a session that brings disks in is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionKind {
+    /// The point is committed once every disk of the session is sealed.
+    Backup,
+    /// The session is over once its disks are sealed; what it brought stays for a later session.
+    Part,
+    /// As `Backup`, of disks that parts have brought in; done already where a point holds them.
+    Commit,
+}
+
+impl SessionKind {
+    /// Whether two sessions of one VM, with these kinds and disks, must not run at once.
+    pub fn excludes(self, disks: &[DiskOffer], other: SessionKind, others: &[DiskOffer]) -> bool {
+        let shares =
+            || disks.iter().any(|disk| others.iter().any(|other| other.identity == disk.identity));
+        self != SessionKind::Part || other != SessionKind::Part || shares()
+    }
 }
 
 /// Which disk of which point to read.

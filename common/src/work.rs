@@ -29,6 +29,9 @@ pub struct RepositoryAccess {
     pub identity: Option<PathBuf>,
     /// File with the repository mover's pin or certificate.
     pub peer: Option<PathBuf>,
+    /// Session ticket in hexadecimal, made out to this mover for the work's session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
 }
 
 /// One disk of a backup.
@@ -45,12 +48,23 @@ pub struct DiskWork {
     /// All that is allocated: what lies outside reads as zeros.
     #[serde(default)]
     pub allocated_extents: Option<Vec<Extent>>,
-    /// CBT change id of the snapshot.
+    /// CBT change id of the snapshot. The session that commits decides what the point keeps.
     #[serde(default)]
     pub change_id: Option<String>,
+    /// Digest of what is read, in hexadecimal, as a part's report tells it (default: that of the
+    /// extents and base): a part counts only for a session that says the same of its disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_digest: Option<String>,
 }
 
-/// One backup of one VM.
+/// One backup of one VM, a part of one, or the commit of its parts.
+///
+/// With `hold` it is a **part**: all blocks of the disks are brought in and kept, and nothing is
+/// committed; parts of different disks of a VM may run at once, on any movers. Work whose sources are
+/// all [`SourceSpec::Durable`] is a **commit**: with the name, and each disk's identity, snapshot, size,
+/// block size and read digest, of the parts it makes them one restore point, or names the one
+/// that holds them already. What a part brought counts as long as those are the same, whichever
+/// mover, transport mode, label or session it had.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackupWork {
@@ -62,6 +76,16 @@ pub struct BackupWork {
     pub disks: Vec<DiskWork>,
     /// Identity of the frozen state: the snapshot's.
     pub snapshot: String,
+    /// The session in hexadecimal, one of its own for each task (default: random). The same again
+    /// is the same session if all else is the same too, `created_ms` above all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// Milliseconds since 1970 of the snapshot; default: now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_ms: Option<u64>,
+    /// Bring the disks in, keep them, and do not commit.
+    #[serde(default)]
+    pub hold: bool,
     /// The point that changed extents refer to, in hexadecimal.
     #[serde(default)]
     pub base: Option<String>,
@@ -129,7 +153,7 @@ pub enum WorkReport<R> {
         /// Each disk.
         disks: Vec<DiskProgress>,
     },
-    /// The point is committed.
+    /// The point is committed, or the part is kept.
     Done {
         /// As `gantry-mover backup --json` prints it.
         report: R,

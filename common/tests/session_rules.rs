@@ -11,8 +11,8 @@ use gantry_common::session::store_port::{StoreReport, TaskKey};
 use gantry_common::session::violation::ProtocolViolation;
 use gantry_common::units::{BlockSize, Compression};
 use gantry_common::wire::{
-    BaseAnswer, BaseChoice, DiskOffer, Mark, MarkKind, Message, SessionOffer, TicketBytes,
-    ToSource, ToTarget,
+    BaseAnswer, BaseChoice, DiskOffer, Mark, MarkKind, Message, SessionKind, SessionOffer,
+    TicketBytes, ToSource, ToTarget,
 };
 
 const SESSION: SessionId = SessionId([1; 16]);
@@ -80,8 +80,14 @@ fn durable_runs_travel_in_pages() {
     let mut receiver: Receiver<()> = Receiver::new(1);
     receiver.handle_connected();
     let (repository, id_key) = (RepositoryId([1; 16]), IdKey([2; 32]));
-    let admission =
-        Admission { session: SESSION, offer: offer(), repository, id_key, ticket: None };
+    let admission = Admission {
+        session: SESSION,
+        offer: offer(),
+        kind: SessionKind::Backup,
+        repository,
+        id_key,
+        ticket: None,
+    };
     receiver.handle_hello(admission).unwrap();
     receiver.handle_report(StoreReport::SessionOpened { session: SESSION, committed: None });
     receiver.handle_frame(ToTarget::OpenTask { task: 0 }, None).unwrap();
@@ -120,8 +126,14 @@ fn a_base_damaged_in_too_many_places_is_not_used() {
     let mut receiver: Receiver<()> = Receiver::new(1);
     receiver.handle_connected();
     let (repository, id_key) = (RepositoryId([1; 16]), IdKey([2; 32]));
-    let admission =
-        Admission { session: SESSION, offer: offer(), repository, id_key, ticket: None };
+    let admission = Admission {
+        session: SESSION,
+        offer: offer(),
+        kind: SessionKind::Backup,
+        repository,
+        id_key,
+        ticket: None,
+    };
     receiver.handle_hello(admission).unwrap();
     receiver.handle_report(StoreReport::SessionOpened { session: SESSION, committed: None });
     receiver.handle_frame(ToTarget::OpenTask { task: 0 }, None).unwrap();

@@ -424,6 +424,9 @@ impl<'a> Session<'a> {
             repository: self.config.repository.clone(),
             disks: Vec::new(),
             snapshot: format!("{}/{}", self.vcenter_id, snapshot.name),
+            session: None,
+            created_ms: None,
+            hold: false,
             base: base.map(|point| point.point.clone()),
             full: self.full,
             audit_per_million: audit,
@@ -554,6 +557,7 @@ impl<'a> Session<'a> {
                         changed_extents: changes.changed.clone(),
                         allocated_extents: changes.allocated.clone(),
                         change_id: disk.facts.change_id.as_ref().map(|id| id.to_string()),
+                        read_digest: None,
                     })
                     .collect();
                 let is_nfc = chosen.contains(&TransportMode::Nfc);

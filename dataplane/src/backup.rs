@@ -14,7 +14,7 @@ use gantry_common::manage::Retention;
 use gantry_common::session::sender::Sender;
 use gantry_common::source::SourceSpec;
 use gantry_common::units::{BlockSize, Compression};
-use gantry_common::wire::{self, BaseChoice, DiskOffer, SessionOffer};
+use gantry_common::wire::{self, BaseChoice, DiskOffer, SessionKind, SessionOffer, TicketBytes};
 use serde::Serialize;
 
 use crate::connect::Connector;
@@ -41,11 +41,21 @@ pub struct BackupSource {
     pub allocated_extents: Option<Vec<Extent>>,
     /// CBT change id of the frozen state, kept in the point.
     pub change_id: Option<String>,
+    /// Digest of what is read; default: that of the extents given here.
+    pub read_digest: Option<[u8; 32]>,
 }
 
 /// What to back up and how.
 #[derive(Debug, Clone)]
 pub struct BackupOptions {
+    /// The session; default: a new one.
+    pub session: Option<SessionId>,
+    /// What the session is for.
+    pub kind: SessionKind,
+    /// Ticket to begin with.
+    pub ticket: Option<TicketBytes>,
+    /// Milliseconds since 1970 of the frozen state; default: now.
+    pub created_ms: Option<u64>,
     /// The VM's name.
     pub name: String,
     /// Its disks.
@@ -139,6 +149,10 @@ impl Volumes {
 pub struct DiskReport {
     /// File or device.
     pub source: String,
+    /// Its identity.
+    pub identity: String,
+    /// Digest of what was read, in hexadecimal: a committing session says the same.
+    pub read_digest: String,
     /// How it was read.
     pub mode: Option<ReadMode>,
     /// Why so.
@@ -155,8 +169,10 @@ pub struct DiskReport {
 /// What came of a session.
 #[derive(Debug, Clone, Serialize)]
 pub struct BackupReport {
-    /// The committed point.
-    pub point: String,
+    /// The committed point; nothing for a part.
+    pub point: Option<String>,
+    /// A part: its disks are complete and kept, and nothing was committed.
+    pub held: bool,
     /// The session.
     pub session: String,
     /// The VM's name.
@@ -205,13 +221,16 @@ pub async fn run(
         name: options.name.clone(),
         disks: offers,
         compression: options.compression,
-        created_ms: now_ms(),
+        created_ms: options.created_ms.unwrap_or_else(now_ms),
         vm_config: options.vm_config.clone(),
         retention: options.retention,
     };
     wire::check_offer(&offer)
         .map_err(|error| Failure::new(FailureKind::Usage, format!("this session: {error}")))?;
-    let session = SessionId(random()?);
+    let session = match options.session {
+        Some(session) => session,
+        None => SessionId(random()?),
+    };
     let software = concat!("gantry-mover ", env!("CARGO_PKG_VERSION")).to_owned();
     let (pipeline, ends) = Pipeline::start(&PipelineSettings {
         cores: options.cores.clone(),
@@ -219,7 +238,7 @@ pub async fn run(
         block_size: options.block_size,
         compression: options.compression,
     })?;
-    let sender = Sender::new(session, offer, None, software);
+    let sender = Sender::new(session, offer, options.ticket, software).of_kind(options.kind);
     let disks = SessionDisks::new(disks, options.tasks_max);
     let driver = SendDriver::new(sender, pipeline, ends, disks, pacer);
     let Sent { result, pipeline, disks, stats } =
@@ -239,6 +258,9 @@ pub async fn run(
 /// as unchanged because its list did not name them; one with another list, or none, must not go on
 /// from that.
 fn read_digest(base: Option<PointId>, source: &BackupSource) -> [u8; 32] {
+    if let Some(digest) = source.read_digest {
+        return digest;
+    }
     if source.changed_extents.is_none() && source.allocated_extents.is_none() {
         return [0; 32];
     }
@@ -302,7 +324,11 @@ fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
             size_bytes: disk.size_bytes(),
             block_size: options.block_size,
             snapshot: match &options.snapshot {
-                Some(snapshot) if !disk.is_stream() => snapshot.clone(),
+                // Of a stream just what is missing is taken too: but a lone mover's caller may give
+                // two streams of different moments the same name.
+                Some(snapshot) if !disk.is_stream() || options.kind != SessionKind::Backup => {
+                    snapshot.clone()
+                }
                 _ => disk.fingerprint().to_owned(),
             },
             read_digest: read_digest(options.base, source),
@@ -310,7 +336,7 @@ fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
             change_id: source.change_id.clone(),
         });
         // A stream tells by itself what is allocated, and a sample of it cannot be read before it.
-        let is_stream = disk.is_stream();
+        let is_stream = disk.is_stream() || disk.is_unreadable();
         let plan = PlanOptions {
             force_full: options.full,
             changed_extents: source.changed_extents.clone(),
@@ -324,13 +350,14 @@ fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
                 }
             }),
         };
-        disks.push(SessionDisk::new(label, disk, options.block_size, plan));
+        let offer = offers[offers.len() - 1].clone();
+        disks.push(SessionDisk::new(offer, disk, plan));
     }
     Ok((offers, disks, log))
 }
 
 struct Report {
-    point: PointId,
+    point: Option<PointId>,
     session: SessionId,
     name: String,
     log: Vec<String>,
@@ -352,7 +379,8 @@ impl Report {
         let sent_raw = volumes.bytes_sent_raw;
         let bottleneck = measured.time.bottleneck();
         BackupReport {
-            point: self.point.to_string(),
+            point: self.point.map(|point| point.to_string()),
+            held: self.point.is_none(),
             session: self.session.to_string(),
             name: self.name,
             dedup_ratio: ratio(volumes.bytes_duplicate + sent_raw, sent_raw),
@@ -393,6 +421,8 @@ fn disk_report(number: usize, disk: &SessionDisk, measured: &PipelineStats) -> D
     let stages = measured.tasks.get(&(number as u16)).map(|stages| stages.summary());
     DiskReport {
         source: disk.label.clone(),
+        identity: disk.offer.identity.clone(),
+        read_digest: gantry_common::hex::encode(&disk.offer.read_digest),
         mode,
         reason,
         audit: (audit.blocks > 0).then_some(audit),

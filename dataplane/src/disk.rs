@@ -17,6 +17,7 @@ mod https;
 mod vmdk;
 mod nfc;
 mod detect;
+mod durable;
 mod open;
 
 use std::io;
@@ -275,6 +276,11 @@ impl Disk {
     /// and an interrupted attempt cannot be resumed.
     pub fn is_stream(&self) -> bool {
         self.remote().is_some_and(RemoteSource::is_stream)
+    }
+
+    /// Whether there is no way to read it: the repository must have all of it.
+    pub fn is_unreadable(&self) -> bool {
+        self.remote().is_some_and(RemoteSource::is_unreadable)
     }
 
     /// Where the bytes at `offset` are, of a disk that is read by descriptor.

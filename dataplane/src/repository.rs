@@ -17,7 +17,8 @@ use gantry_common::ids::{IdKey, RepositoryId, SessionId};
 use gantry_common::limits;
 use gantry_common::session::receiver::Admission;
 use gantry_common::wire::{
-    self, Intent, Message, PROTOCOL, SessionOffer, TicketBytes, ToSource, ToTarget,
+    self, DiskOffer, Intent, Message, PROTOCOL, SessionKind, SessionOffer, TicketBytes, ToSource,
+    ToTarget,
 };
 use tokio::sync::mpsc;
 
@@ -60,6 +61,8 @@ struct Running {
     connections: mpsc::Sender<Admitted>,
     pool: PayloadPool,
     name: String,
+    kind: SessionKind,
+    disks: Rc<[DiskOffer]>,
     /// Of its present connection.
     frames: FrameSender,
 }
@@ -154,10 +157,16 @@ impl Repository {
         let (repository, id_key) = (self.reader.repository(), self.reader.id_key());
         match hello.intent {
             Intent::Backup(offer) => {
-                let admission =
-                    Admission { session: hello.session, offer, repository, id_key, ticket };
-                self.make_way(admission.session, &admission.offer.name).await;
-                self.attach(connection, admission).await;
+                let kind = SessionKind::Backup;
+                self.bring(connection, (hello.session, kind, offer), ticket).await;
+            }
+            Intent::Part(offer) => {
+                let kind = SessionKind::Part;
+                self.bring(connection, (hello.session, kind, offer), ticket).await;
+            }
+            Intent::Commit(offer) => {
+                let kind = SessionKind::Commit;
+                self.bring(connection, (hello.session, kind, offer), ticket).await;
             }
             Intent::Restore(offer) => {
                 let Connection { sender, receiver, .. } = connection;
@@ -180,6 +189,19 @@ impl Repository {
         Ok(())
     }
 
+    /// A session that brings disks in, once nobody silent is in its way.
+    async fn bring(
+        self: &Rc<Self>,
+        connection: Connection,
+        (session, kind, offer): (SessionId, SessionKind, SessionOffer),
+        ticket: Option<TicketBytes>,
+    ) {
+        let (repository, id_key) = (self.reader.repository(), self.reader.id_key());
+        let admission = Admission { session, offer, kind, repository, id_key, ticket };
+        self.make_way(&admission).await;
+        self.attach(connection, admission).await;
+    }
+
     /// Protocol, ticket and scope; returns the ticket for the next connection.
     fn check(&self, peer: &PeerInfo, hello: &Hello) -> Result<Option<TicketBytes>, Failure> {
         let refused = |text: String| Failure::new(FailureKind::Refused, text);
@@ -190,7 +212,9 @@ impl Repository {
             )));
         }
         let (name, rights) = match &hello.intent {
-            Intent::Backup(offer) => (offer.name.clone(), Rights::BACKUP),
+            Intent::Backup(offer) | Intent::Part(offer) | Intent::Commit(offer) => {
+                (offer.name.clone(), Rights::BACKUP)
+            }
             Intent::Restore(offer) => (offer.name.clone(), Rights::RESTORE),
             Intent::List { name, .. } => (name.clone(), Rights::RESTORE),
             Intent::Manage(request) => {
@@ -256,6 +280,7 @@ impl Repository {
             running.frames = connection.sender.clone();
         }
         let (name, frames) = (admission.offer.name.clone(), connection.sender.clone());
+        let (kind, disks) = (admission.kind, Rc::from(admission.offer.disks.as_slice()));
         let admitted = Admitted { connection, admission };
         let admitted = match running {
             Some(running) => match running.connections.send(admitted).await {
@@ -271,7 +296,8 @@ impl Repository {
         // A store that is gone answers nothing; the driver then sees the reports end.
         let on_report = Box::new(move |report| drop(reports_tx.send(report)));
         let _ = store.subscribe(session, on_report);
-        let running = Running { connections: connections_tx.clone(), pool, name, frames };
+        let connections_in = connections_tx.clone();
+        let running = Running { connections: connections_in, pool, name, kind, disks, frames };
         self.sessions.borrow_mut().insert(session, running);
         let _ = connections_tx.send(admitted).await;
         drop(connections_tx);

@@ -59,8 +59,8 @@ pub struct SendDriver {
 
 /// How a session's network side ended.
 pub struct Sent {
-    /// The point, or why there is none.
-    pub result: Result<PointId, Failure>,
+    /// The point (nothing for a part, which is kept), or the failure.
+    pub result: Result<Option<PointId>, Failure>,
     /// Back to its owner, to be stopped.
     pub pipeline: Pipeline,
     /// The disks, with their totals.
@@ -109,7 +109,7 @@ impl SendDriver {
         &mut self,
         connector: &Connector,
         reconnect_for: Duration,
-    ) -> Result<PointId, Failure> {
+    ) -> Result<Option<PointId>, Failure> {
         let mut lost_at: Option<Instant> = None;
         loop {
             let error = match connector.connect().await {
@@ -303,8 +303,9 @@ impl SendDriver {
                 SourceCommand::Finished { point, deleted } => {
                     let retired = |point| format!("retention deleted point {point}");
                     self.stats.log.extend(deleted.iter().map(retired));
-                    self.disks.committed(point);
+                    self.disks.complete(Some(point));
                 }
+                SourceCommand::Held => self.disks.complete(None),
                 SourceCommand::Failed { task, failure } => self.disks.fail(task, failure),
             }
         }

@@ -36,7 +36,9 @@ use super::violation::{ProtocolViolation, out_of_turn};
 use crate::failure::Failure;
 use crate::ids::{IdKey, PointId, RepositoryId, SessionId};
 use crate::limits;
-use crate::wire::{BlockHead, SessionOffer, TaskNumber, TicketBytes, ToSource, ToTarget};
+use crate::wire::{
+    BlockHead, SessionKind, SessionOffer, TaskNumber, TicketBytes, ToSource, ToTarget,
+};
 
 /// A `Hello` that the driver has checked (protocol, certificate, ticket), and what to answer it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub struct Admission {
     pub session: SessionId,
     /// What it brings.
     pub offer: SessionOffer,
+    /// What it is for.
+    pub kind: SessionKind,
     /// Our repository.
     pub repository: RepositoryId,
     /// Its id key.
@@ -67,6 +71,7 @@ enum Phase {
 pub struct Receiver<P> {
     credit: Credit,
     session: Option<(SessionId, SessionOffer)>,
+    kind: SessionKind,
     tasks: Vec<Task>,
     /// The connection, if one stands.
     link: Option<Phase>,
@@ -87,6 +92,7 @@ impl<P> Receiver<P> {
         Receiver {
             credit: Credit::new(first_credit),
             session: None,
+            kind: SessionKind::Backup,
             tasks: Vec::new(),
             link: None,
             is_attached: false,
@@ -135,9 +141,10 @@ impl<P> Receiver<P> {
             return out_of_turn("Hello", "twice");
         }
         let (session, offer) = (admission.session, admission.offer.clone());
+        let kind = admission.kind;
         match &self.session {
             Some((first, _)) if *first != session => return changed("session"),
-            Some((_, first)) if *first != offer => return changed("offer"),
+            Some((_, first)) if *first != offer || self.kind != kind => return changed("offer"),
             Some(_) => {}
             None => {
                 let keys =
@@ -145,11 +152,12 @@ impl<P> Receiver<P> {
                 self.tasks =
                     keys.zip(&offer.disks).map(|(key, disk)| Task::new(key, disk)).collect();
                 self.session = Some((session, offer.clone()));
+                self.kind = kind;
             }
         }
         *phase = Phase::Opening(Box::new(admission));
         self.is_attached = true;
-        self.commands.push_back(StoreCommand::OpenSession { session, offer });
+        self.commands.push_back(StoreCommand::OpenSession { session, offer, kind });
         Ok(())
     }
 

@@ -35,7 +35,9 @@ use super::violation::{ProtocolViolation, out_of_turn};
 use crate::failure::Failure;
 use crate::ids::{IdKey, PointId, RepositoryId, SessionId};
 use crate::limits;
-use crate::wire::{Intent, PROTOCOL, SessionOffer, TaskNumber, TicketBytes, ToSource, ToTarget};
+use crate::wire::{
+    Intent, PROTOCOL, SessionKind, SessionOffer, TaskNumber, TicketBytes, ToSource, ToTarget,
+};
 
 /// Which stream of the connection a frame travels on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +80,7 @@ pub struct TaskProgress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Committed,
+    Held,
     Failed,
 }
 
@@ -86,6 +89,7 @@ enum Outcome {
 pub struct Sender<P> {
     session: SessionId,
     offer: SessionOffer,
+    kind: SessionKind,
     software: String,
     ticket: Option<TicketBytes>,
     repository: Option<(RepositoryId, IdKey)>,
@@ -115,6 +119,7 @@ impl<P> Sender<P> {
         Sender {
             session,
             offer,
+            kind: SessionKind::Backup,
             software,
             ticket,
             repository: None,
@@ -125,6 +130,11 @@ impl<P> Sender<P> {
             outcome: None,
             next_task: 0,
         }
+    }
+
+    /// Makes it a session of this kind.
+    pub fn of_kind(self, kind: SessionKind) -> Sender<P> {
+        Sender { kind, ..self }
     }
 
     /// A connection to the target stands, with this many data lanes. One that is still thought to
@@ -142,7 +152,7 @@ impl<P> Sender<P> {
             protocol: PROTOCOL,
             software: self.software.clone(),
             session: self.session,
-            intent: Intent::Backup(self.offer.clone()),
+            intent: Intent::of_session(self.kind, self.offer.clone()),
             ticket: self.ticket.clone(),
         });
     }
@@ -194,10 +204,7 @@ impl<P> Sender<P> {
                 self.outbox.extend(self.tasks.iter_mut().map(Task::open));
                 Ok(())
             }
-            ToSource::Committed { point, deleted } => {
-                self.finish(point, deleted);
-                Ok(())
-            }
+            ToSource::Committed { point, deleted } => self.finish(point, deleted),
             ToSource::Refused { failure } | ToSource::Failed { task: None, failure } => {
                 self.fail(None, failure);
                 Ok(())
@@ -234,14 +241,18 @@ impl<P> Sender<P> {
             }
             ToSource::Sealed { task, bytes_stored } => {
                 let task = task_of(&mut self.tasks, "Sealed", task)?;
-                task.handle_sealed(bytes_stored, &mut self.commands)
+                task.handle_sealed(bytes_stored, &mut self.commands)?;
+                if self.kind == SessionKind::Part && self.tasks.iter().all(Task::is_sealed) {
+                    self.commands.push_back(SourceCommand::Held);
+                    self.end(Outcome::Held);
+                }
+                Ok(())
             }
             ToSource::Committed { point, deleted } => {
                 if !self.tasks.iter().all(Task::was_seal_sent) {
                     return out_of_turn("Committed", "before every disk was sealed");
                 }
-                self.finish(point, deleted);
-                Ok(())
+                self.finish(point, deleted)
             }
             ToSource::Failed { task, failure } => {
                 if let Some(task) = task {
@@ -355,9 +366,13 @@ impl<P> Sender<P> {
         self.tasks.iter().map(Task::progress)
     }
 
-    fn finish(&mut self, point: PointId, deleted: Vec<PointId>) {
+    fn finish(&mut self, point: PointId, deleted: Vec<PointId>) -> Result<(), ProtocolViolation> {
+        if self.kind == SessionKind::Part {
+            return out_of_turn("Committed", "in a part, which commits nothing");
+        }
         self.commands.push_back(SourceCommand::Finished { point, deleted });
         self.end(Outcome::Committed);
+        Ok(())
     }
 
     fn fail(&mut self, task: Option<TaskNumber>, failure: Failure) {

@@ -69,6 +69,8 @@ pub enum SourceCommand {
         /// Older points that the session's retention deleted.
         deleted: Vec<PointId>,
     },
+    /// Every disk of a part is complete and durable, and kept; the session is over.
+    Held,
     /// The session cannot go on: stop every disk. Also the answer to the pipeline's own `Failed`.
     Failed {
         /// Which disk, if one.

@@ -8,7 +8,7 @@
 use crate::extents::Run;
 use crate::failure::Failure;
 use crate::ids::{BlockId, PointId, SessionId};
-use crate::wire::{BaseAnswer, BlockHead, Mark, SessionOffer, TaskNumber, TaskTotals};
+use crate::wire::{BaseAnswer, BlockHead, Mark, SessionKind, SessionOffer, TaskNumber, TaskTotals};
 
 /// A task: session and disk number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,13 +22,15 @@ pub struct TaskKey {
 /// Receiver → store.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoreCommand<P> {
-    /// Makes the session known: claims the VM's name for it. Answered by `SessionOpened` or
+    /// Makes the session known: claims the VM's name for it, or, for a part, just its disks. Answered by `SessionOpened` or
     /// `Failed`. Repeated for a session that is open (a resume): answered again.
     OpenSession {
         /// The session.
         session: SessionId,
         /// What it brings.
         offer: SessionOffer,
+        /// What it is for.
+        kind: SessionKind,
     },
     /// Opens or, from its journal, resumes a task. Answered by `TaskOpened` or `Failed`.
     OpenTask {
@@ -73,7 +75,7 @@ pub enum StoreCommand<P> {
     },
     /// Complete the disk: every block must be accounted for. Answered by `Sealed` or `Failed`.
     /// When every disk of the session is sealed the store commits the point by itself and answers
-    /// `Committed`. Idempotent.
+    /// `Committed`; not that of a part. Idempotent.
     Seal {
         /// Which task.
         key: TaskKey,

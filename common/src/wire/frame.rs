@@ -127,6 +127,11 @@ pub fn check_request(request: &ManageRequest) -> Result<(), FrameError> {
             rule((1..=100).contains(&options.percent), "percentage to verify")?;
             rule(options.rate != Some(0), "rate of zero")
         }
+        ManageRequest::Abandon { name, snapshot } => {
+            named(name)?;
+            let short = |text: &String| text.len() <= limits::NAME_BYTES_MAX;
+            rule(snapshot.as_ref().is_none_or(short), "snapshot of a disk")
+        }
         ManageRequest::Collect(_) | ManageRequest::Stat => Ok(()),
     }
 }
@@ -154,7 +159,7 @@ pub fn check_offer(offer: &SessionOffer) -> Result<(), FrameError> {
 
 fn check_intent(intent: &Intent) -> Result<(), FrameError> {
     match intent {
-        Intent::Backup(offer) => check_offer(offer),
+        Intent::Backup(offer) | Intent::Part(offer) | Intent::Commit(offer) => check_offer(offer),
         Intent::Restore(offer) => rule(is_name(&offer.name), "name of a VM"),
         Intent::List { name, .. } => rule(name.is_empty() || is_name(name), "name of a VM"),
         Intent::Manage(request) => check_request(request),

@@ -108,6 +108,7 @@ impl Pipeline {
             }
             SourceCommand::Sealed { .. }
             | SourceCommand::Finished { .. }
+            | SourceCommand::Held
             | SourceCommand::Failed { .. } => {}
         }
         Ok(())

@@ -182,7 +182,7 @@ impl Store {
         random: &mut fastrand::Rng,
     ) -> Result<(), String> {
         match command {
-            StoreCommand::OpenSession { session, offer } => {
+            StoreCommand::OpenSession { session, offer, .. } => {
                 let found = self.points.iter().find(|point| point.session == Some(session));
                 let committed = found.map(|point| point.id);
                 if self.sessions.values().any(|session| session.is_attached) {

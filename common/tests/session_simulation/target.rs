@@ -7,7 +7,7 @@ use std::rc::Rc;
 use gantry_common::ids::{IdKey, RepositoryId, SessionId};
 use gantry_common::session::receiver::{Admission, Receiver};
 use gantry_common::session::store_port::{StoreReport, TaskKey};
-use gantry_common::wire::{Intent, SessionOffer, TicketBytes, ToSource, ToTarget};
+use gantry_common::wire::{Intent, SessionKind, SessionOffer, TicketBytes, ToSource, ToTarget};
 
 use crate::images::Payload;
 use crate::network::{Connection, Frame};
@@ -77,6 +77,7 @@ impl Target {
         let admission = Admission {
             session,
             offer,
+            kind: SessionKind::Backup,
             repository: RepositoryId([1; 16]),
             id_key: IdKey([2; 32]),
             ticket: Some(TicketBytes(self.tickets.to_le_bytes().to_vec())),

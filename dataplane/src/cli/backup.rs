@@ -9,7 +9,7 @@ use gantry_common::failure::Failure;
 use gantry_common::limits::NAME_BYTES_MAX;
 use gantry_common::source::SourceSpec;
 use gantry_common::units::{Rate, format_bytes};
-use gantry_common::wire::is_name;
+use gantry_common::wire::{SessionKind, is_name};
 
 use super::arguments::BackupArguments;
 use super::display::Bars;
@@ -75,6 +75,7 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
             changed_extents: changed.map(|file| read_extents(file)).transpose()?,
             allocated_extents: None,
             change_id: None,
+            read_digest: None,
         });
     }
     let cores = host::worker_cores(
@@ -82,6 +83,10 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
         arguments.cpu_set.as_deref(),
     );
     Ok(BackupOptions {
+        session: None,
+        kind: SessionKind::Backup,
+        ticket: None,
+        created_ms: None,
         name: arguments.name.clone(),
         sources: list,
         base: arguments.base,
@@ -165,7 +170,8 @@ async fn follow_rate(file: PathBuf, pacer: Pacer) {
 
 fn print(report: &BackupReport) -> Result<(), Failure> {
     let volumes = &report.volumes;
-    say(&format!("point {} of {} is committed", report.point, report.name));
+    let point = report.point.as_deref().unwrap_or_default();
+    say(&format!("point {point} of {} is committed", report.name));
     let row = |name: &str, bytes: u64| say(&format!("  {name:<12} {:>12}", format_bytes(bytes)));
     row("processed", volumes.bytes_processed);
     row("read", volumes.bytes_read);

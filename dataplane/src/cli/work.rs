@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
-use gantry_common::wire::is_name;
+use gantry_common::hex;
+use gantry_common::limits;
+use gantry_common::source::SourceSpec;
+use gantry_common::wire::{SessionKind, TicketBytes, is_name};
 use gantry_common::work::{BackupWork, DiskProgress, WORK_BYTES_MAX, WorkReport};
 use serde::Serialize;
 
@@ -97,19 +100,29 @@ fn options(work: BackupWork) -> Result<BackupOptions, Failure> {
     }
     let base = work.base.as_deref().map(str::parse).transpose();
     let base = base.map_err(|error| usage(format!("base: {error}")))?;
-    for disk in &work.disks {
+    let session = work.session.as_deref().map(str::parse).transpose();
+    let session = session.map_err(|error| usage(format!("session: {error}")))?;
+    let kind = kind(&work);
+    let mut sources = Vec::with_capacity(work.disks.len());
+    for disk in work.disks {
         disk.source.check().map_err(usage)?;
+        let read_digest = disk.read_digest.as_deref().map(read_digest).transpose()?;
+        sources.push(BackupSource {
+            spec: disk.source,
+            identity: Some(disk.identity),
+            changed_extents: disk.changed_extents,
+            allocated_extents: disk.allocated_extents,
+            change_id: disk.change_id,
+            read_digest,
+        });
     }
-    let sources = work.disks.into_iter().map(|disk| BackupSource {
-        spec: disk.source,
-        identity: Some(disk.identity),
-        changed_extents: disk.changed_extents,
-        allocated_extents: disk.allocated_extents,
-        change_id: disk.change_id,
-    });
     Ok(BackupOptions {
+        session,
+        kind,
+        ticket: work.repository.ticket.as_deref().map(ticket).transpose()?,
+        created_ms: work.created_ms,
         name: work.name,
-        sources: sources.collect(),
+        sources,
         base,
         full: work.full,
         audit_per_million: work.audit_per_million,
@@ -123,6 +136,25 @@ fn options(work: BackupWork) -> Result<BackupOptions, Failure> {
         tasks_max: work.tasks,
         reconnect_for: Duration::from_secs(work.reconnect_seconds),
     })
+}
+
+fn kind(work: &BackupWork) -> SessionKind {
+    let is_durable = |source: &SourceSpec| matches!(source, SourceSpec::Durable { .. });
+    match work.disks.iter().all(|disk| is_durable(&disk.source)) {
+        _ if work.hold => SessionKind::Part,
+        true => SessionKind::Commit,
+        false => SessionKind::Backup,
+    }
+}
+
+fn read_digest(text: &str) -> Result<[u8; 32], Failure> {
+    let bytes = hex::decode(text, 32).and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or_else(|| usage("a read digest has 64 hexadecimal digits"))
+}
+
+fn ticket(text: &str) -> Result<TicketBytes, Failure> {
+    let bytes = hex::decode(text, limits::FRAME_HEADER_BYTES_MAX as usize / 4);
+    bytes.map(TicketBytes).ok_or_else(|| usage("the session ticket is no hexadecimal text"))
 }
 
 fn tell<R: Serialize>(report: &WorkReport<R>) {

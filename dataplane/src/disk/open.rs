@@ -12,6 +12,7 @@ use gantry_common::source::{HttpAuth, SourceFormat, SourceSpec, uuid_digits};
 
 use super::credentials::CredentialSource;
 use super::detect::{LOOK_BYTES, Taken, taken_for};
+use super::durable::DurableDisk;
 use super::https::HttpsDisk;
 use super::nbd::NbdDisk;
 use super::nfc::NfcDisk;
@@ -75,6 +76,9 @@ impl Disk {
                 let credentials = credentials(&source.auth).map_err(remote)?;
                 let disk = NfcDisk::open(source, spec.label(), credentials).map_err(remote)?;
                 Ok(Disk::of_remote(Box::new(disk)))
+            }
+            SourceSpec::Durable { label, size_bytes } => {
+                Ok(Disk::of_remote(Box::new(DurableDisk::new(label.clone(), *size_bytes))))
             }
         }
     }

@@ -47,6 +47,10 @@ pub trait RemoteSource: Send + Sync + fmt::Debug {
     fn is_stream(&self) -> bool {
         false
     }
+    /// See [`super::Disk::is_unreadable`].
+    fn is_unreadable(&self) -> bool {
+        false
+    }
     /// See [`super::Disk::next_data`]. Called by one thread, in ascending order; may wait.
     fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>, RemoteError>;
     /// Takes a request, without ever waiting.

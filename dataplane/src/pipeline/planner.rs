@@ -175,6 +175,17 @@ impl Planner {
 
     /// Gives out the first stretch of `at..end`, all of it in the read set; returns where it ends.
     fn walk_read(&mut self, at: u64, end: u64) -> Result<u64, Ended> {
+        if self.disk.source.is_unreadable() {
+            let (label, blocks) = (&self.disk.label, self.disk.blocks());
+            return Err(Ended::Failed(Failure::new(
+                FailureKind::Network,
+                format!(
+                    "disk {label}: block {at} of {blocks} is not in the repository (or what was \
+                     brought of this snapshot was given up): bring this disk in again, and \
+                     commit then"
+                ),
+            )));
+        }
         let block_bytes = u64::from(self.disk.block_size.bytes());
         let from = at * block_bytes;
         let stale = self.data.is_none_or(|(start, data_end)| from < start || from >= data_end);

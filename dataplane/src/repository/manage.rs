@@ -154,6 +154,13 @@ impl Repository {
             ManageRequest::Prune { name, retention, dry_run } => {
                 self.prune(name, retention, dry_run).await.map(ManageReport::Prune)
             }
+            ManageRequest::Abandon { name, snapshot } => {
+                let act = move |store: &mut Store<KernelStorage>| {
+                    store.abandon(&name, snapshot.as_deref())
+                };
+                let disks = self.on_store(act).await?;
+                Ok(ManageReport::Abandoned { disks })
+            }
             ManageRequest::Stat => {
                 let reader = self.reader.clone();
                 let counted = off_this_thread(move || stat(&reader).map_err(Failure::from)).await;

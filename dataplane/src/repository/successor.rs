@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use gantry_common::ids::SessionId;
+use gantry_common::session::receiver::Admission;
 
 use super::Repository;
 use crate::transport::{CloseReason, FrameSender, Options};
@@ -20,10 +21,12 @@ const LATE: Duration = Duration::from_secs(1);
 const GONE_WITHIN: Duration = Duration::from_secs(60);
 
 impl Repository {
-    /// Ends other sessions of `name` whose movers are silent, and waits until they have gone.
-    pub(super) async fn make_way(&self, session: SessionId, name: &str) {
+    /// Ends other sessions that must not run beside this one and whose movers are silent, and waits
+    /// until they have gone.
+    pub(super) async fn make_way(&self, admission: &Admission) {
+        let session = admission.session;
         // More than one: successors that waited here as well may have died meanwhile.
-        while let Some((holder, frames)) = self.holder(session, name) {
+        while let Some((holder, frames)) = self.holder(admission) {
             if shows_life(&frames).await {
                 return;
             }
@@ -42,9 +45,11 @@ impl Repository {
         }
     }
 
-    fn holder(&self, session: SessionId, name: &str) -> Option<(SessionId, FrameSender)> {
+    fn holder(&self, new: &Admission) -> Option<(SessionId, FrameSender)> {
         self.sessions.borrow().iter().find_map(|(id, running)| {
-            let other = *id != session && running.name == name;
+            let other = *id != new.session
+                && running.name == new.offer.name
+                && new.kind.excludes(&new.offer.disks, running.kind, &running.disks);
             other.then(|| (*id, running.frames.clone()))
         })
     }

@@ -11,7 +11,7 @@ use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::{IdKey, PointId};
 use gantry_common::session::source_port::SourceReport;
 use gantry_common::units::BlockSize;
-use gantry_common::wire::{BaseAnswer, TaskNumber, TaskTotals};
+use gantry_common::wire::{BaseAnswer, DiskOffer, TaskNumber, TaskTotals};
 
 use super::fates::{Fate, Fates};
 use crate::disk::Disk;
@@ -31,6 +31,8 @@ enum State {
 
 /// One disk of the session.
 pub struct SessionDisk {
+    /// What the target was told of it.
+    pub offer: DiskOffer,
     /// For messages.
     pub label: String,
     /// Bytes.
@@ -51,15 +53,11 @@ pub struct SessionDisk {
 
 impl SessionDisk {
     /// A disk that is about to be backed up.
-    pub fn new(
-        label: String,
-        source: Disk,
-        block_size: BlockSize,
-        options: PlanOptions,
-    ) -> SessionDisk {
-        let size_bytes = source.size_bytes();
+    pub fn new(offer: DiskOffer, source: Disk, options: PlanOptions) -> SessionDisk {
+        let (size_bytes, block_size) = (offer.size_bytes, offer.block_size);
         SessionDisk {
-            label,
+            label: offer.label.clone(),
+            offer,
             size_bytes,
             block_size,
             progress: Arc::default(),
@@ -91,7 +89,7 @@ impl SessionDisk {
 pub struct SessionDisks {
     disks: Vec<SessionDisk>,
     tasks_max: usize,
-    outcome: Option<Result<PointId, Failure>>,
+    outcome: Option<Result<Option<PointId>, Failure>>,
 }
 
 impl SessionDisks {
@@ -182,8 +180,8 @@ impl SessionDisks {
         self.get(task).state = State::Running { sealed: Some(bytes_stored) };
     }
 
-    /// The point exists.
-    pub fn committed(&mut self, point: PointId) {
+    /// The point exists; or, without one, every disk of a part is kept.
+    pub fn complete(&mut self, point: Option<PointId>) {
         self.outcome.get_or_insert(Ok(point));
     }
 
@@ -200,7 +198,7 @@ impl SessionDisks {
     }
 
     /// How the session ended.
-    pub fn outcome(&mut self) -> Result<PointId, Failure> {
+    pub fn outcome(&mut self) -> Result<Option<PointId>, Failure> {
         self.outcome.clone().unwrap_or_else(|| {
             Err(Failure::new(FailureKind::Internal, "the session ended without a result"))
         })

@@ -13,7 +13,7 @@ use std::time::Duration;
 use gantry_common::ids::{BlockId, PointId, SessionId};
 use gantry_common::manage::CollectReport;
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
-use gantry_common::wire::{SessionOffer, TaskNumber};
+use gantry_common::wire::{SessionKind, SessionOffer, TaskNumber};
 
 use super::ballast;
 use super::error::StoreError;
@@ -37,6 +37,7 @@ mod durable;
 mod failing;
 mod inquiries;
 mod open_task;
+mod parts;
 mod repair;
 mod points;
 mod sessions;
@@ -67,6 +68,7 @@ pub struct Check {
 #[derive(Debug)]
 struct Session {
     offer: SessionOffer,
+    kind: SessionKind,
     point: PointId,
     is_attached: bool,
     sealed: BTreeMap<TaskNumber, (SealedDisk, Option<BaseRoot>)>,
@@ -294,7 +296,9 @@ impl<S: Storage> Store<S> {
     pub fn handle(&mut self, command: StoreCommand<Payload>, now_ms: u64) {
         self.now_ms = self.now_ms.max(now_ms);
         match command {
-            StoreCommand::OpenSession { session, offer } => self.open_session(session, offer),
+            StoreCommand::OpenSession { session, offer, kind } => {
+                self.open_session(session, offer, kind);
+            }
             StoreCommand::OpenTask { key } => {
                 if let Err(error) = self.open_task(key) {
                     self.fail(key, &error);

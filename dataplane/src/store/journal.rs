@@ -49,6 +49,10 @@ pub struct JournalHead {
     pub base: Option<BaseRoot>,
     /// Why the base that was asked for is not used.
     pub base_refused: Option<String>,
+    /// A part's: kept for a session that commits, never committed by itself. Written as an entry
+    /// of its own ([`Entry::Part`]).
+    #[serde(skip)]
+    pub is_part: bool,
 }
 
 impl JournalHead {
@@ -82,6 +86,9 @@ pub enum Entry {
     Known(Vec<(u64, BlockId)>),
     /// The tree is built and durable.
     Sealed(SealedDisk),
+    /// First entry of a part's journal. A program that does not know it ends the journal here and
+    /// so commits nothing.
+    Part,
 }
 
 /// A disk that is complete.
@@ -140,6 +147,9 @@ impl<F: StorageFile> Journal<F> {
         out.extend([0; 2]);
         out.extend(seed.to_le_bytes());
         frame(&mut out, seed, head);
+        if head.is_part {
+            frame(&mut out, seed, &Entry::Part);
+        }
         let tmp = format!("{path}.tmp");
         let file = storage.open(&tmp, OpenMode::Create).map_err(fail("create"))?;
         file.write_at(0, &out).map_err(fail("write"))?;
@@ -197,7 +207,7 @@ impl<F: StorageFile> Journal<F> {
                         frame(&mut out, self.seed, &Entry::Known(part.to_vec()));
                     }
                 }
-                Entry::Sealed(_) => frame(&mut out, self.seed, entry),
+                Entry::Sealed(_) | Entry::Part => frame(&mut out, self.seed, entry),
             }
         }
         self.file
@@ -255,7 +265,13 @@ impl<F: StorageFile> JournalReader<F> {
         };
         let at = HEAD_BYTES + FRAME_HEAD_BYTES + body.len() as u64;
         let Ok(head) = postcard::from_bytes(&body) else { return Ok(None) };
-        Ok(Some(JournalReader { file, place, seed, at, head }))
+        let mut reader = JournalReader { file, place, seed, at, head };
+        if reader.next_entry()? == Some(Entry::Part) {
+            reader.head.is_part = true;
+        } else {
+            reader.at = at;
+        }
+        Ok(Some(reader))
     }
 
     /// Its file, for messages.

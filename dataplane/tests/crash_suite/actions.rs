@@ -7,7 +7,7 @@ use std::sync::Arc;
 use gantry_common::ids::SessionId;
 use gantry_common::manage::Retention;
 use gantry_common::session::store_port::{StoreCommand, TaskKey};
-use gantry_common::wire::{BaseChoice, Mark, TaskTotals};
+use gantry_common::wire::{BaseChoice, Mark, SessionKind, TaskTotals};
 use gantry_dataplane::store::engine::Store;
 use gantry_dataplane::store::error::StoreError;
 
@@ -131,7 +131,7 @@ impl World {
         let backup = &self.backups[&session];
         let (offer, disks) = (backup.offer.clone(), backup.disks.len());
         self.note(format!("open {session} of {} ({})", offer.name, offer.disks[0].snapshot));
-        self.give(StoreCommand::OpenSession { session, offer });
+        self.give(StoreCommand::OpenSession { session, offer, kind: SessionKind::Backup });
         if self.backups[&session].is_committed && !self.backups[&session].has_failed {
             self.note(format!("{session} is committed already"));
             self.give(StoreCommand::Detach { session });

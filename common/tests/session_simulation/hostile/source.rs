@@ -9,7 +9,7 @@ use gantry_common::ids::{BlockId, IdKey, PointId, RepositoryId};
 use gantry_common::session::receiver::{Admission, Receiver};
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
 use gantry_common::wire::{
-    BaseAnswer, Mark, MarkKind, Message, SessionOffer, TaskTotals, ToSource, ToTarget,
+    BaseAnswer, Mark, MarkKind, Message, SessionKind, SessionOffer, TaskTotals, ToSource, ToTarget,
 };
 
 use super::{SEEDS, SESSION, STEPS, random_failure, random_images, random_number, random_run};
@@ -157,6 +157,7 @@ fn connect(receiver: &mut Receiver<Payload>, offer: &SessionOffer) {
     let admission = Admission {
         session: SESSION,
         offer: offer.clone(),
+        kind: SessionKind::Backup,
         repository: RepositoryId([1; 16]),
         id_key: IdKey([2; 32]),
         ticket: None,

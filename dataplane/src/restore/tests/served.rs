@@ -10,7 +10,8 @@ use gantry_common::ids::{PointId, SessionId};
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
 use gantry_common::units::{BlockSize, Compression};
 use gantry_common::wire::{
-    BaseChoice, DiskOffer, Mark, MarkKind, RestoreOffer, SessionOffer, TaskTotals, ToTarget,
+    BaseChoice, DiskOffer, Mark, MarkKind, RestoreOffer, SessionKind, SessionOffer, TaskTotals,
+    ToTarget,
 };
 
 use super::disks::{Model, NAME, offer};
@@ -51,7 +52,11 @@ impl Repository {
         let (to, reports) = crossbeam_channel::unbounded();
         handle.subscribe(session, Box::new(move |report| drop(to.send(report)))).unwrap();
         let submit = |command| handle.submit(command).unwrap();
-        submit(StoreCommand::OpenSession { session, offer: session_offer(model, seed) });
+        submit(StoreCommand::OpenSession {
+            session,
+            offer: session_offer(model, seed),
+            kind: SessionKind::Backup,
+        });
         let key = TaskKey { session, task: 0 };
         submit(StoreCommand::OpenTask { key });
         let zeros = model.zeros(Run { first: 0, count: model.blocks() });

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use gantry_common::ids::{PointId, SessionId};
 use gantry_common::manage::{PointFlags, Retention};
 use gantry_common::session::store_port::{StoreReport, TaskKey};
-use gantry_common::wire::{SessionOffer, TaskNumber};
+use gantry_common::wire::{SessionKind, SessionOffer, TaskNumber};
 
 use super::Store;
 use crate::store::error::StoreError;
@@ -24,7 +24,7 @@ impl<S: Storage> Store<S> {
     /// Commits the session's point if every disk is sealed.
     pub(super) fn commit_if_complete(&mut self, session: SessionId) {
         let Some(open) = self.sessions.get_mut(&session) else { return };
-        if open.sealed.len() < open.offer.disks.len() {
+        if open.kind == SessionKind::Part || open.sealed.len() < open.offer.disks.len() {
             return;
         }
         let point = open.point;
@@ -104,8 +104,9 @@ impl<S: Storage> Store<S> {
     /// Commits sessions whose disks were all sealed when the last process ended, and removes the
     /// journals of those that had committed.
     pub(super) fn commit_sealed_sessions(&mut self) -> Result<(), StoreError> {
+        self.drop_committed_parts()?;
         let mut sessions: BTreeMap<SessionId, Vec<TaskKey>> = BTreeMap::new();
-        for key in self.journals.keys() {
+        for (key, _) in self.journals.iter().filter(|(_, head)| !head.is_part) {
             sessions.entry(key.session).or_default().push(*key);
         }
         for (session, keys) in sessions {

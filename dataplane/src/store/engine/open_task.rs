@@ -8,7 +8,7 @@
 use gantry_common::extents::{Run, RunSet};
 use gantry_common::ids::{BlockId, PointId};
 use gantry_common::session::store_port::{StoreReport, TaskKey};
-use gantry_common::wire::{BaseAnswer, BaseChoice, DiskOffer, Mark, MarkKind};
+use gantry_common::wire::{BaseAnswer, BaseChoice, DiskOffer, Mark, MarkKind, SessionKind};
 
 use super::Store;
 use crate::store::error::StoreError;
@@ -58,7 +58,8 @@ impl<S: Storage> Store<S> {
             )));
         }
         let session = self.sessions.get(&key.session).filter(|session| session.is_attached);
-        let Some(offer) = session.map(|session| session.offer.clone()) else {
+        let Some((offer, kind)) = session.map(|session| (session.offer.clone(), session.kind))
+        else {
             return Err(StoreError::Refused(format!("session {} is not open", key.session)));
         };
         let Some(disk) = offer.disks.get(usize::from(key.task)).cloned() else {
@@ -66,7 +67,7 @@ impl<S: Storage> Store<S> {
         };
         self.seal_failed_packs();
         let fresh = self.resolve_base(&offer.name, &disk)?;
-        let (earlier, base) = self.find_progress(key, &offer.name, &disk, fresh);
+        let (earlier, base) = self.find_progress((key, kind), &offer.name, &disk, fresh);
         let head = JournalHead {
             repository: self.repo.repository(),
             session: key.session,
@@ -74,6 +75,7 @@ impl<S: Storage> Store<S> {
             offer,
             base: base.root.clone(),
             base_refused: base.refused.clone(),
+            is_part: kind == SessionKind::Part,
         };
         let generation = self.repo.index.damage_generation()?;
         if let Some(root) = &base.root {
@@ -102,26 +104,62 @@ impl<S: Storage> Store<S> {
     /// The journal to go on from, and the base that belongs to it; or the fresh base.
     fn find_progress(
         &self,
-        key: TaskKey,
+        (key, kind): (TaskKey, SessionKind),
         name: &str,
         disk: &DiskOffer,
         fresh: Base,
     ) -> (Option<TaskKey>, Base) {
+        let is_whole = |head: &JournalHead| {
+            head.base.as_ref().is_none_or(|base| self.is_base_whole(disk, base))
+        };
+        let its_base = |head: &JournalHead| Base {
+            root: head.base.clone(),
+            refused: head.base_refused.clone(),
+        };
         if let Some(own) = self.journals.get(&key)
             && own.continues(name, disk)
-            && own.base.as_ref().is_none_or(|base| self.is_base_whole(disk, base))
+            && is_whole(own)
         {
-            let base = Base { root: own.base.clone(), refused: own.base_refused.clone() };
-            return (Some(key), base);
+            return (Some(key), its_base(own));
         }
         let point = |base: &Option<BaseRoot>| base.as_ref().map(|base| base.point);
-        let adoptable = self.journals.iter().find(|(other, head)| {
+        let adoptable = self.journals.iter().filter(|(other, head)| {
             **other != key
                 && !self.sessions.get(&other.session).is_some_and(|session| session.is_attached)
                 && head.continues(name, disk)
-                && point(&head.base) == point(&fresh.root)
+                // What a part brought counts as long as the snapshot does, whatever became of its
+                // base's point, or is newest, meanwhile.
+                && match kind {
+                    SessionKind::Backup => point(&head.base) == point(&fresh.root),
+                    SessionKind::Part | SessionKind::Commit => is_whole(head),
+                }
         });
-        (adoptable.map(|(other, _)| *other), fresh)
+        // More than one only where a crash brought back what had been superseded.
+        let adoptable: Vec<_> = adoptable.collect();
+        let adoptable = match adoptable[..] {
+            [alone] => Some(alone),
+            _ => adoptable.into_iter().max_by_key(|(other, _)| self.blocks_in_journal(**other)),
+        };
+        match adoptable {
+            Some((other, head)) => (Some(*other), its_base(head)),
+            None => (None, fresh),
+        }
+    }
+
+    /// How many blocks a journal accounts for; what cannot be read counts for nothing.
+    fn blocks_in_journal(&self, key: TaskKey) -> u64 {
+        let path = journal_path(key.session, key.task);
+        let reader = JournalReader::open(&self.repo.storage, &path, OpenMode::Read);
+        let Ok(Some(mut reader)) = reader else { return 0 };
+        let mut blocks = 0;
+        while let Ok(Some(entry)) = reader.next_entry() {
+            blocks += match entry {
+                Entry::Marks(marks) => marks.iter().map(|mark| mark.run.count).sum(),
+                Entry::Stored(stored) | Entry::Known(stored) => stored.len() as u64,
+                Entry::Sealed(_) | Entry::Part => 0,
+            };
+        }
+        blocks
     }
 
     /// Whether a base that a journal names can still serve. Its point may be deleted meanwhile: the
@@ -231,6 +269,8 @@ impl<S: Storage> Store<S> {
                     sealed = Some(disk);
                     continue;
                 }
+                // Whether the new journal is a part's was written with its head.
+                Entry::Part => continue,
             };
             task.journal.write(&[kept])?;
         }

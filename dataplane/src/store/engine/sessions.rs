@@ -1,11 +1,11 @@
 //! Sessions: who may work on which VM, and how a session leaves.
 //!
 //! In: `OpenSession`, `Detach`. Out: `SessionOpened`, `Detached`. Invariant: one attached session
-//! a VM name; a detached one is superseded by the next.
+//! a VM name, or several parts of different disks; a detached one is superseded by the next.
 
 use gantry_common::ids::SessionId;
 use gantry_common::session::store_port::{StoreReport, TaskKey};
-use gantry_common::wire::SessionOffer;
+use gantry_common::wire::{SessionKind, SessionOffer};
 
 use super::{Session, Store};
 use crate::store::error::StoreError;
@@ -13,8 +13,13 @@ use crate::store::manifest::{Manifest, point_of};
 use crate::store::storage::{Storage, WriteQueue};
 
 impl<S: Storage> Store<S> {
-    pub(super) fn open_session(&mut self, session: SessionId, offer: SessionOffer) {
-        match self.admit(session, offer) {
+    pub(super) fn open_session(
+        &mut self,
+        session: SessionId,
+        offer: SessionOffer,
+        kind: SessionKind,
+    ) {
+        match self.admit(session, offer, kind) {
             Ok(()) => {
                 let committed = self
                     .sessions
@@ -26,9 +31,14 @@ impl<S: Storage> Store<S> {
         }
     }
 
-    fn admit(&mut self, session: SessionId, offer: SessionOffer) -> Result<(), StoreError> {
+    fn admit(
+        &mut self,
+        session: SessionId,
+        offer: SessionOffer,
+        kind: SessionKind,
+    ) -> Result<(), StoreError> {
         if let Some(open) = self.sessions.get_mut(&session) {
-            if open.offer != offer {
+            if open.offer != offer || open.kind != kind {
                 return Err(StoreError::Refused(format!(
                     "session {session} comes back with another offer: start a new session"
                 )));
@@ -36,25 +46,33 @@ impl<S: Storage> Store<S> {
             open.is_attached = true;
             return Ok(());
         }
-        let holder = self
-            .sessions
-            .iter()
-            .find(|(_, other)| other.is_attached && other.offer.name == offer.name);
+        let excludes = |other: &Session| {
+            other.offer.name == offer.name
+                && kind.excludes(&offer.disks, other.kind, &other.offer.disks)
+        };
+        let mut sessions = self.sessions.iter();
+        let holder = sessions.find(|(_, other)| other.is_attached && excludes(other));
         if let Some((holder, _)) = holder {
             return Err(StoreError::Refused(format!(
                 "a session for '{}' is running ({holder}): wait for it or stop it",
                 offer.name
             )));
         }
-        self.sessions.retain(|_, other| other.is_attached || other.offer.name != offer.name);
-        let point = point_of(offer.created_ms, session);
+        self.sessions.retain(|_, other| other.is_attached || !excludes(other));
+        let mut point = point_of(offer.created_ms, session);
         // A point that was deleted since was committed all the same: it is not made again.
         let repository = self.repo.repository();
         let made = Manifest::find_even_deleted(&self.repo.storage, &offer.name, point, repository)?;
-        let committed = made.is_some_and(|manifest| manifest.session == session);
+        let mut committed = made.is_some_and(|manifest| manifest.session == session);
+        if kind == SessionKind::Commit
+            && !committed
+            && let Some(made) = self.point_of_frozen(&offer)?
+        {
+            (point, committed) = (made, true);
+        }
         let sealed = std::collections::BTreeMap::new();
-        self.sessions
-            .insert(session, Session { offer, point, is_attached: true, sealed, committed });
+        let open = Session { offer, kind, point, is_attached: true, sealed, committed };
+        self.sessions.insert(session, open);
         Ok(())
     }
 

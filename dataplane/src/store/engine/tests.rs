@@ -9,6 +9,7 @@ mod repair;
 mod regressions;
 mod points;
 mod collect;
+mod parts;
 mod collect_rig;
 mod collect_barriers;
 mod collect_rewrite;

@@ -10,7 +10,7 @@ use gantry_common::manage::CollectOptions;
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
 use gantry_common::units::{BlockSize, Compression};
 use gantry_common::wire::{
-    BaseChoice, BlockHead, Codec, DiskOffer, Mark, MarkKind, SessionOffer, TaskTotals,
+    BaseChoice, BlockHead, Codec, DiskOffer, Mark, MarkKind, SessionKind, SessionOffer, TaskTotals,
 };
 
 use super::{CollectEvent, StoreHandle, StoreService};
@@ -62,7 +62,13 @@ impl Source {
         let (to, reports) = unbounded();
         handle.subscribe(session, Box::new(move |report| drop(to.send(report)))).unwrap();
         let id_key = handle.id_key();
-        handle.submit(StoreCommand::OpenSession { session, offer: offer() }).unwrap();
+        handle
+            .submit(StoreCommand::OpenSession {
+                session,
+                offer: offer(),
+                kind: SessionKind::Backup,
+            })
+            .unwrap();
         let key = TaskKey { session, task: 0 };
         handle.submit(StoreCommand::OpenTask { key }).unwrap();
         Source { handle, reports, pool, key, id_key }
@@ -181,7 +187,7 @@ fn append_speed() {
     let handle = service.handle();
     let (to, reports) = unbounded();
     handle.subscribe(session, Box::new(move |report| drop(to.send(report)))).unwrap();
-    handle.submit(StoreCommand::OpenSession { session, offer }).unwrap();
+    handle.submit(StoreCommand::OpenSession { session, offer, kind: SessionKind::Backup }).unwrap();
     let key = TaskKey { session, task: 0 };
     handle.submit(StoreCommand::OpenTask { key }).unwrap();
     let started = std::time::Instant::now();

@@ -239,7 +239,7 @@ impl<S: Storage> Marker<S> {
                 }
                 Ok(())
             }
-            Some(Entry::Marks(_)) => Ok(()),
+            Some(Entry::Marks(_) | Entry::Part) => Ok(()),
             None if reader.position() < *whole_to => {
                 let what = "an entry of a running backup does not match its checksum";
                 let remedy = "let that backup end, and run the collection again";

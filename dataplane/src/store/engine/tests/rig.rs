@@ -11,7 +11,8 @@ use gantry_common::manage::{VerifyOptions, VerifyReport};
 use gantry_common::session::store_port::{StoreCommand, StoreReport, TaskKey};
 use gantry_common::units::{BlockSize, Compression};
 use gantry_common::wire::{
-    BaseAnswer, BaseChoice, BlockHead, Codec, DiskOffer, Mark, MarkKind, SessionOffer, TaskTotals,
+    BaseAnswer, BaseChoice, BlockHead, Codec, DiskOffer, Mark, MarkKind, SessionKind, SessionOffer,
+    TaskTotals,
 };
 
 use crate::payload::PayloadPool;
@@ -119,7 +120,16 @@ impl Rig {
     }
 
     pub fn open(&mut self, session: SessionId, offer: &SessionOffer) -> Vec<StoreReport> {
-        self.give(StoreCommand::OpenSession { session, offer: offer.clone() })
+        self.open_as(session, offer, SessionKind::Backup)
+    }
+
+    pub fn open_as(
+        &mut self,
+        session: SessionId,
+        offer: &SessionOffer,
+        kind: SessionKind,
+    ) -> Vec<StoreReport> {
+        self.give(StoreCommand::OpenSession { session, offer: offer.clone(), kind })
     }
 
     /// Opens a task; its base and what is durable.
