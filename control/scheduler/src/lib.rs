@@ -12,9 +12,13 @@ pub mod request;
 pub mod placement;
 pub mod decision;
 pub mod scheduler;
+pub mod schedule;
+pub mod traffic;
+pub mod latency;
 
 pub use decision::{Assignment, Decision, HoldReason, OpenReason};
 pub use gantry_common::transport_mode::TransportMode;
+pub use latency::{LatencyGuard, LatencyLimits};
 pub use names::{
     DatastoreName, JobName, ProxyName, RepositoryName, SessionName, SessionVm, TaskId, VmName,
 };

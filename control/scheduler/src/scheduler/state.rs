@@ -179,11 +179,12 @@ impl Backlog {
         }
     }
 
-    /// Machines whose largest disk takes a slot longer than the whole backlog takes all slots,
-    /// largest first: begun later, they alone would lengthen the night.
+    /// Machines whose largest disk takes a slot half as long as the whole backlog takes all slots,
+    /// or longer, largest first: begun much later, they alone would lengthen the night.
     pub fn critical(&self, slots: u64) -> Vec<SessionVm> {
         let rest_bytes = self.bytes / slots.max(1);
-        let critical = self.by_size.iter().take_while(|(size, _, _)| size.0 >= rest_bytes);
+        let critical =
+            self.by_size.iter().take_while(|(size, _, _)| size.0.saturating_mul(2) >= rest_bytes);
         critical.map(|(_, _, key)| key.clone()).collect()
     }
 }

@@ -9,6 +9,7 @@
 //! * 100 proxies: four in five with 2 slots, one in five with 4. Each mounts a quarter of the datastores;
 //!   one in two can hot-add a half of them; all have NBD or HTTPS everywhere.
 //! * 80 datastores, at most 4 open snapshots each (12 datastores with `Losses`, which binds).
+//!   A machine lies on the one that was least filled, as storage that is looked after is.
 //! * 10 repositories with 40 slots, or with the default of 4 (`RepositoryBound`); half of them prefer
 //!   30 proxies. Quiet nights let a machine go to any; with `Losses` each job has one.
 //! * A snapshot takes 2 to 6 s to make and 5 s to remove.
@@ -139,6 +140,7 @@ fn draw_requests(
         (0..20).map(|_| if shape == Shape::Losses { random.u8(4..=6) } else { 5 }).collect();
     let mut tasks = (0..).map(TaskId);
     let mut requests = Vec::new();
+    let mut filled_bytes = vec![0u64; datastores.len()];
     for machine in 0..1000 {
         let mut draw = random.f64() * total;
         let job = weights.iter().position(|weight| {
@@ -146,9 +148,11 @@ fn draw_requests(
             draw < 0.0
         });
         let job = job.unwrap_or(0);
-        let datastore = random.usize(..datastores.len());
         let sizes = [(40.0, 0.5), (60.0, 1.0), (60.0, 1.0)];
         let sizes = sizes.map(|(median, sigma)| log_normal_bytes(random, median, sigma));
+        let filled = filled_bytes.iter().enumerate().min_by_key(|(_, bytes)| **bytes);
+        let datastore = filled.map_or(0, |(index, _)| index);
+        filled_bytes[datastore] += sizes.iter().sum::<u64>();
         let twice = shape == Shape::Losses && random.u8(..20) == 0;
         for job in std::iter::once(job).chain(twice.then_some((job + 1) % 20)) {
             let any = || (0..10).map(repository).collect();

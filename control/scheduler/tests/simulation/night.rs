@@ -43,8 +43,7 @@ struct Machine {
 pub struct Outcome {
     pub makespan_ms: u64,
     pub ended: usize,
-    pub calls: u64,
-    pub slowest_call: Duration,
+    pub call_times: Vec<Duration>,
     pub losses: u64,
     pub resumed: u64,
     /// Time that snapshots stood over the time of their longest disks.
@@ -251,8 +250,7 @@ impl<'a> Night<'a> {
         let start = cpu_time();
         let decisions = self.scheduler.next(now);
         let took = cpu_time().saturating_sub(start);
-        self.outcome.calls += 1;
-        self.outcome.slowest_call = self.outcome.slowest_call.max(took);
+        self.outcome.call_times.push(took);
         for decision in decisions {
             let text = format!("{} {decision:?}", self.now_ms);
             let mixed = text.bytes().fold(self.outcome.trace, |hash, byte| {
