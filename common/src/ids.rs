@@ -88,12 +88,6 @@ hex_id!(
     "task id"
 );
 hex_id!(
-    /// One enrolled mover, drawn when it is invited; it stays when the mover's key changes.
-    MoverId,
-    16,
-    "mover id"
-);
-hex_id!(
     /// One restore point. The first 6 bytes are the milliseconds of its creation since 1970
     /// (big endian), so that ids sort by time; the rest is random.
     PointId,

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use gantry_common::ids::PeerId;
+use gantry_common::secret::Secret;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
@@ -20,6 +21,9 @@ use rustls::sign::CertifiedKey;
 use super::durable_file;
 use super::secret_file::{CredentialError, read_secret, write_secret};
 use super::tls;
+
+/// First line of a certificate in PEM.
+pub(super) const CERTIFICATE_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 
 /// A mover's key and certificate. Cloning is cheap.
 #[derive(Clone)]
@@ -44,7 +48,7 @@ impl Identity {
     pub fn generate(name: &str) -> Result<Identity, CredentialError> {
         let make = |error: rcgen::Error| CredentialError::make("mover identity", error);
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
-        let certificate = leaf_params(name).self_signed(&key).map_err(make)?;
+        let certificate = leaf_params(&[name]).self_signed(&key).map_err(make)?;
         Identity::from_pem(
             Path::new("(new)"),
             &format!("{}{}", key.serialize_pem(), certificate.pem()),
@@ -129,9 +133,14 @@ impl Identity {
         blake3::derive_key(purpose, self.pem.as_bytes())
     }
 
+    /// Key and certificates as PEM: for a TLS library.
+    pub fn to_pem(&self) -> Secret {
+        Secret::new(&*self.pem)
+    }
+
     /// The certificates alone, as PEM: what may be given to anybody.
     pub fn certificates_pem(&self) -> String {
-        let begin = self.pem.find("-----BEGIN CERTIFICATE-----").unwrap_or(self.pem.len());
+        let begin = self.pem.find(CERTIFICATE_BEGIN).unwrap_or(self.pem.len());
         self.pem[begin..].to_owned()
     }
 }
@@ -150,7 +159,7 @@ impl fmt::Debug for NewKey {
 impl NewKey {
     fn sign_request(key: &KeyPair, name: &str) -> Result<String, CredentialError> {
         let make = |error: rcgen::Error| CredentialError::make("certificate request", error);
-        leaf_params(name).serialize_request(key).and_then(|request| request.pem()).map_err(make)
+        leaf_params(&[name]).serialize_request(key).and_then(|request| request.pem()).map_err(make)
     }
 
     /// The identity that a signed certificate (PEM) makes of it. `source` is named in errors.
@@ -162,11 +171,15 @@ impl NewKey {
     }
 }
 
-/// A leaf certificate that serves both ends of a connection.
-pub(super) fn leaf_params(name: &str) -> CertificateParams {
-    let mut params = CertificateParams::new([name.to_owned()]).unwrap_or_default();
+/// A leaf certificate that serves both ends of a connection. Its subject is the first name; each
+/// name that is a host name or an address may be demanded of it.
+pub(super) fn leaf_params(names: &[&str]) -> CertificateParams {
+    let alone = |name: &&str| CertificateParams::new([(*name).to_owned()]).unwrap_or_default();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names =
+        names.iter().map(alone).flat_map(|one| one.subject_alt_names).collect();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
+    params.distinguished_name.push(DnType::CommonName, names.first().copied().unwrap_or_default());
     params.is_ca = IsCa::NoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =

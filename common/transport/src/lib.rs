@@ -28,7 +28,7 @@ mod connect;
 mod listener;
 mod control_link;
 
-pub use ca::CertificateAuthority;
+pub use ca::{CertificateAuthority, CertificateRequest};
 pub use connect::connect;
 pub use control_link::{
     ControlConnection, ControlListener, ControlMessage, ControlReceiver, ControlSender,

@@ -34,10 +34,13 @@ pub(super) fn provider() -> CryptoProvider {
 /// SHA-256 of a certificate's SubjectPublicKeyInfo; nothing if it is no X.509 v3 certificate.
 pub(super) fn pin_of(certificate: &CertificateDer<'_>) -> Option<PeerId> {
     let certificate = EndEntityCert::try_from(certificate).ok()?;
-    let key_info = certificate.subject_public_key_info();
+    sha256(certificate.subject_public_key_info().as_ref()).map(PeerId)
+}
+
+/// SHA-256 of anything; our own suite always has it.
+pub(super) fn sha256(bytes: &[u8]) -> Option<[u8; 32]> {
     let suite = cipher_suite::TLS13_AES_128_GCM_SHA256.tls13()?;
-    let digest = suite.common.hash_provider.hash(key_info.as_ref());
-    digest.as_ref().try_into().ok().map(PeerId)
+    suite.common.hash_provider.hash(bytes).as_ref().try_into().ok()
 }
 
 /// The client's side. The versions are named, so building cannot fail with our own provider.
