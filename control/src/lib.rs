@@ -15,6 +15,7 @@
 //! * [`mover`]: the data mover as a child process.
 //! * [`probe`]: what a vCenter says about itself, read-only.
 //! * [`session`]: one backup of one machine, and what an interrupted one left.
+//! * [`authority`]: the installation's certificate authority.
 //! * [`fleet`]: the movers under gantryd, and the tasks that they carry out.
 //! * [`config`], [`cli`]: the command `gantry`.
 //! * [`limits`]: every bound of the control plane.
@@ -31,6 +32,7 @@ pub mod ledger;
 pub mod mover;
 pub mod probe;
 pub mod session;
+pub mod authority;
 pub mod fleet;
 pub mod config;
 pub mod cli;

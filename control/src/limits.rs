@@ -111,3 +111,18 @@ pub const TASK_CREDENTIALS_MAX: usize = 64;
 pub const CREDENTIAL_BYTES_MAX: usize = 64 << 10;
 /// See [`CREDENTIAL_BYTES_MAX`].
 pub const CREDENTIAL_NAME_BYTES_MAX: usize = 64;
+/// Commands that wait for one mover to take them; beyond, its connection is closed. More than two
+/// for each of its tasks and their credentials.
+pub const MOVER_COMMANDS_QUEUED_MAX: usize = 1 << 16;
+/// Seconds between two looks whether the connected movers are still enrolled.
+pub const ENROLLED_CHECK_SECONDS: u64 = 60;
+/// Seconds that a session's ticket may hold.
+pub const TICKET_SECONDS_MAX: u64 = 7 * 24 * 3600;
+/// Seconds that an invitation of a mover may hold.
+pub const INVITATION_SECONDS_MAX: u64 = 7 * 24 * 3600;
+/// Days that a mover's certificate, and gantryd's own, holds.
+pub const CERTIFICATE_DAYS: u64 = 90;
+/// Days before its end from which on gantryd's own certificate is renewed.
+pub const CERTIFICATE_RENEW_DAYS: u64 = 30;
+/// Host names and addresses in gantryd's certificate.
+pub const CERTIFICATE_NAMES_MAX: usize = 64;

@@ -18,9 +18,10 @@ use gantry_common::control::{
     CONTROL_PROTOCOL, Command, Question, Report, SILENCE_SECONDS_MAX, TaskOutcome, TaskStanding,
 };
 use gantry_common::failure::{Failure, FailureKind};
-use gantry_common::ids::{MoverId, TaskId};
+use gantry_common::ids::{PeerId, TaskId};
 use gantry_common::limits::SESSION_DISKS_MAX;
 use gantry_common::secret::Secret;
+use gantry_transport::CloseReason;
 
 use self::mover::Mover;
 use self::questions::Questions;
@@ -59,7 +60,7 @@ pub enum Action {
         /// Which.
         link: LinkId,
         /// Why, for the mover and the log.
-        reason: String,
+        reason: CloseReason,
     },
     /// Tell a task's owner.
     Tell {
@@ -78,7 +79,7 @@ pub enum Action {
 }
 
 struct Link {
-    mover: MoverId,
+    mover: PeerId,
     since_ms: u64,
     heard_ms: u64,
     sent_ms: u64,
@@ -88,10 +89,10 @@ struct Link {
 /// Movers and tasks. See the module.
 pub struct FleetState {
     software: String,
-    movers: BTreeMap<MoverId, Mover>,
+    movers: BTreeMap<PeerId, Mover>,
     links: BTreeMap<LinkId, Link>,
     /// Which mover carries out a task that somebody here has asked for.
-    places: BTreeMap<TaskId, MoverId>,
+    places: BTreeMap<TaskId, PeerId>,
     questions: Questions,
     actions: Vec<Action>,
 }
@@ -116,11 +117,12 @@ impl FleetState {
 
     /// A connection of a mover that the registry knows. It replaces an older one of the mover.
     pub fn connected(&mut self, link: LinkId, enrolled: EnrolledMover, now_ms: u64) {
-        let id = enrolled.id;
+        let id = enrolled.pin;
         let mover = self.movers.entry(id).or_insert_with(|| Mover::new(now_ms));
         mover.enrolled = Some(enrolled);
         if let Some(older) = mover.link {
-            self.drop_link(older, Some("the mover has connected anew".into()));
+            let reason = CloseReason::Failed("the mover has connected anew".into());
+            self.drop_link(older, Some(reason));
         }
         if let Some(mover) = self.movers.get_mut(&id) {
             mover.link = Some(link);
@@ -202,7 +204,8 @@ impl FleetState {
             }
         }
         for link in silent {
-            self.drop_link(link, Some("nothing was heard for too long".into()));
+            let reason = CloseReason::Failed("nothing was heard for too long".into());
+            self.drop_link(link, Some(reason));
         }
         for mover in self.movers.values_mut() {
             if now_ms.saturating_sub(mover.heard_ms) >= SILENCE_MS_MAX {
@@ -217,7 +220,7 @@ impl FleetState {
     /// The task is known already, too many wait, or a credential is none.
     pub fn run(
         &mut self,
-        id: MoverId,
+        id: PeerId,
         task: TaskId,
         work: Vec<u8>,
         credentials: Vec<(String, Secret)>,
@@ -252,7 +255,7 @@ impl FleetState {
     ///
     /// # Errors
     /// Somebody owns it, or it is known to be another mover's.
-    pub fn adopt(&mut self, id: MoverId, task: TaskId, now_ms: u64) -> Result<(), Failure> {
+    pub fn adopt(&mut self, id: PeerId, task: TaskId, now_ms: u64) -> Result<(), Failure> {
         if self.places.get(&task).is_some_and(|place| *place != id) {
             return Err(usage(format!("task {task} is another mover's")));
         }
@@ -320,7 +323,7 @@ impl FleetState {
 
     /// The task's end is taken in (durably), or nobody wants it any more: its mover forgets it. One
     /// that runs is stopped first.
-    pub fn forget(&mut self, id: MoverId, task: TaskId, now_ms: u64) {
+    pub fn forget(&mut self, id: PeerId, task: TaskId, now_ms: u64) {
         let Some(mover) = self.movers.get_mut(&id) else { return };
         let Some(known) = mover.tasks.remove(&task) else { return };
         self.places.remove(&task);
@@ -339,7 +342,7 @@ impl FleetState {
     ///
     /// # Errors
     /// The mover is not connected, or too many questions wait.
-    pub fn ask(&mut self, id: MoverId, question: Question, now_ms: u64) -> Result<AskId, Failure> {
+    pub fn ask(&mut self, id: PeerId, question: Question, now_ms: u64) -> Result<AskId, Failure> {
         let name = self.movers.get(&id).map_or_else(|| id.to_string(), Mover::name);
         let away = || format!("mover '{name}' is not connected: see gantry proxy list");
         let link = self.ready(id).ok_or_else(|| Failure::new(FailureKind::Network, away()))?;
@@ -355,14 +358,14 @@ impl FleetState {
 
     /// A mover is no longer let in. Its tasks are dead for their owners: it may go on reading, but
     /// nothing that it says counts.
-    pub fn revoke(&mut self, id: MoverId, now_ms: u64) {
+    pub fn revoke(&mut self, id: PeerId, now_ms: u64) {
         let Some(mover) = self.movers.get_mut(&id) else { return };
         let text = format!("mover '{}' was revoked", mover.name());
         mover.refused = Some(text.clone());
         let link = mover.link;
         let running: Vec<TaskId> = mover.tasks.keys().copied().collect();
         if let Some(link) = link {
-            self.drop_link(link, Some(text.clone()));
+            self.drop_link(link, Some(CloseReason::Refused(text.clone())));
         }
         for task in running {
             let step = self.movers.get_mut(&id).and_then(|mover| mover.tasks.get_mut(&task));
@@ -387,11 +390,11 @@ impl FleetState {
     }
 
     /// The mover that was enrolled under this id, if it has connected since the start.
-    pub fn enrolled(&self, id: MoverId) -> Option<&EnrolledMover> {
+    pub fn enrolled(&self, id: PeerId) -> Option<&EnrolledMover> {
         self.movers.get(&id)?.enrolled.as_ref()
     }
 
-    fn greet(&mut self, link: LinkId, id: MoverId, tasks: Vec<TaskStanding>, now_ms: u64) {
+    fn greet(&mut self, link: LinkId, id: PeerId, tasks: Vec<TaskStanding>, now_ms: u64) {
         if let Some(known) = self.links.get_mut(&link) {
             known.greeted = true;
         }
@@ -411,7 +414,7 @@ impl FleetState {
     }
 
     /// Closes a connection with a reason, or takes note that it is gone.
-    fn drop_link(&mut self, link: LinkId, reason: Option<String>) {
+    fn drop_link(&mut self, link: LinkId, reason: Option<CloseReason>) {
         let Some(gone) = self.links.remove(&link) else { return };
         if let Some(mover) = self.movers.get_mut(&gone.mover)
             && mover.link == Some(link)
@@ -428,11 +431,11 @@ impl FleetState {
         if let Some(mover) = mover {
             mover.refused = Some(what.clone());
         }
-        self.drop_link(link, Some(what));
+        self.drop_link(link, Some(CloseReason::Refused(format!("the mover {what}"))));
     }
 
     /// The mover's connection, if commands may go over it.
-    fn ready(&self, id: MoverId) -> Option<LinkId> {
+    fn ready(&self, id: PeerId) -> Option<LinkId> {
         let link = self.movers.get(&id)?.link?;
         self.links.get(&link)?.greeted.then_some(link)
     }
@@ -462,7 +465,7 @@ impl FleetState {
         }
     }
 
-    fn take_step(&mut self, id: MoverId, task: TaskId, step: Step, now_ms: u64) {
+    fn take_step(&mut self, id: PeerId, task: TaskId, step: Step, now_ms: u64) {
         if let Some(link) = self.ready(id) {
             self.send(link, step.commands, now_ms);
         }

@@ -4,16 +4,14 @@
 
 use gantry_common::control::{MoverFacts, TaskOutcome};
 use gantry_common::enrolment::MoverRole;
-use gantry_common::ids::{MoverId, PeerId, TaskId};
+use gantry_common::ids::{PeerId, TaskId};
 use gantry_common::secret::Secret;
 use gantry_common::work::DiskProgress;
 
 /// A mover as the registry knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnrolledMover {
-    /// Its id, for good.
-    pub id: MoverId,
-    /// Its key; changes if it enrols again.
+    /// Its key: what it is known by. One that enrols with a new key is another mover.
     pub pin: PeerId,
     /// Its name.
     pub name: String,
@@ -26,9 +24,7 @@ pub struct EnrolledMover {
 /// A mover as it stands now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MoverView {
-    /// Its id.
-    pub id: MoverId,
-    /// Its key.
+    /// Its key: what it is known by.
     pub pin: PeerId,
     /// Its name.
     pub name: String,

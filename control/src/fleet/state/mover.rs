@@ -142,7 +142,6 @@ impl Mover {
         let running = |task: &&Task| !task.is_ended();
         let orphans = self.tasks.iter().filter(|(_, task)| !task.owned).map(|(id, _)| *id);
         Some(MoverView {
-            id: enrolled.id,
             pin: enrolled.pin,
             name: enrolled.name.clone(),
             role: enrolled.role,

@@ -48,8 +48,8 @@ struct World {
     faults: bool,
 }
 
-fn id(mover: usize) -> MoverId {
-    MoverId([mover as u8 + 1; 16])
+fn id(mover: usize) -> PeerId {
+    PeerId([mover as u8 + 1; 32])
 }
 
 impl World {
@@ -224,7 +224,7 @@ impl World {
         for view in self.state.views() {
             for orphan in view.orphans {
                 if self.owners.get(&orphan).is_none_or(|owner| owner.ended.is_some()) {
-                    self.state.forget(view.id, orphan, self.now_ms);
+                    self.state.forget(view.pin, orphan, self.now_ms);
                 }
             }
         }

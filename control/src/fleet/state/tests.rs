@@ -2,21 +2,20 @@
 
 use gantry_common::control::{Answer, MoverFacts};
 use gantry_common::enrolment::MoverRole;
-use gantry_common::ids::PeerId;
 
 use super::*;
 
-const MOVER: MoverId = MoverId([1; 16]);
-const OTHER: MoverId = MoverId([2; 16]);
+const MOVER: PeerId = PeerId([1; 32]);
+const OTHER: PeerId = PeerId([2; 32]);
 
 fn task(number: u8) -> TaskId {
     TaskId([number; 16])
 }
 
-pub(super) fn enrolled(id: MoverId) -> EnrolledMover {
+pub(super) fn enrolled(pin: PeerId) -> EnrolledMover {
     let ticket_key = Some(Secret::new("key of tickets"));
-    let (pin, name) = (PeerId([id.0[0]; 32]), format!("mover-{}", id.0[0]));
-    EnrolledMover { id, pin, name, role: MoverRole::Repository, ticket_key }
+    let name = format!("mover-{}", pin.0[0]);
+    EnrolledMover { pin, name, role: MoverRole::Repository, ticket_key }
 }
 
 pub(super) fn hello(tasks: Vec<TaskStanding>) -> Report {
@@ -62,7 +61,10 @@ fn said(state: &mut FleetState) -> Vec<String> {
             };
             format!("{}: {command}", link.0)
         }
-        Action::Close { link, reason } => format!("close {}: {reason}", link.0),
+        Action::Close { link, reason } => match reason {
+            CloseReason::Refused(text) => format!("refuse {}: {text}", link.0),
+            other => format!("close {}: {other:?}", link.0),
+        },
         Action::Tell { task, event } => {
             let event = match event {
                 TaskEvent::Progress(_) => "progress".into(),
@@ -194,7 +196,10 @@ fn silence_is_told_once_and_a_return_too() {
     assert_eq!(said(&mut state), ["7 progress", "1: idle", "1: idle"]);
     state.tick(31_000);
     state.tick(32_000);
-    assert_eq!(said(&mut state), ["close 1: nothing was heard for too long", "7 lost since 1000"]);
+    assert_eq!(
+        said(&mut state),
+        ["close 1: Failed(\"nothing was heard for too long\")", "7 lost since 1000"]
+    );
     assert_eq!(state.views()[0].lost_since_ms, Some(1_000));
     state.received(LinkId(1), hello(vec![]), 32_000);
     assert!(said(&mut state).is_empty(), "a closed connection does not count");
@@ -240,7 +245,7 @@ fn what_no_mover_of_this_protocol_says_ends_the_connection() {
         state.connected(LinkId(1), enrolled(MOVER), 0);
         state.received(LinkId(1), report, 0);
         let said = said(&mut state).join("\n");
-        assert!(said.starts_with("close 1: ") && said.contains(what), "{said}");
+        assert!(said.starts_with("refuse 1: ") && said.contains(what), "{said}");
         let view = &state.views()[0];
         assert!(view.refused.as_ref().is_some_and(|why| why.contains(what)));
         assert_eq!(view.connected_since_ms, None);
@@ -269,7 +274,7 @@ fn a_mover_cannot_end_anothers_task_nor_fill_the_memory() {
         id[..4].copy_from_slice(&number.to_le_bytes());
         state.received(LinkId(9), Report::Progress { task: TaskId(id), disks: vec![] }, 0);
     }
-    assert_eq!(said(&mut state), ["close 9: reports more than 4096 tasks"]);
+    assert_eq!(said(&mut state), ["refuse 9: the mover reports more than 4096 tasks"]);
 }
 
 #[test]
@@ -278,7 +283,7 @@ fn a_revoked_movers_tasks_are_dead_for_their_owners() {
     run(&mut state, 7);
     said(&mut state);
     state.revoke(MOVER, 5);
-    assert_eq!(said(&mut state), ["close 1: mover 'mover-1' was revoked", "7 died"]);
+    assert_eq!(said(&mut state), ["refuse 1: mover 'mover-1' was revoked", "7 died"]);
     assert!(state.ask(MOVER, Question::Facts, 5).is_err());
     // Let in again: what it went on with is not wanted.
     state.forget(MOVER, task(7), 5);
