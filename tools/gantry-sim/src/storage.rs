@@ -7,7 +7,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `disk.rs` | disks as a whole |
+//! | `disk.rs`, `adopt.rs` | disks as a whole; those that others made, and files on their way in |
 //! | `world.rs`, `state.rs` | what is behind the lock; what of it survives a restart |
 //! | `chain.rs`, `flat.rs`, `sparse.rs`, `descriptor.rs` | links, their extents, their descriptors |
 //! | `snapshot.rs` | fork, remove, revert, consolidate |
@@ -20,6 +20,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+mod adopt;
 mod areas;
 mod chain;
 mod descriptor;
@@ -41,6 +42,7 @@ mod tests;
 mod tracking;
 mod world;
 
+pub use adopt::Upload;
 pub use areas::{AREAS_PER_PAGE, ChangeInfo, ChangedArea};
 pub use disk::{DiskInfo, DiskSpec, Link, PowerOff};
 pub use error::{ChangeTrackingFault, Result, StorageError};
@@ -103,6 +105,17 @@ impl Storage {
     /// Makes a disk: descriptor and flat extent.
     pub fn create_disk(&self, spec: &DiskSpec) -> Result<DiskId> {
         self.world().create_disk(spec)
+    }
+
+    /// Takes a flat VMDK that lies in a datastore, and that nobody made here, as a disk.
+    pub fn adopt_disk(&self, file: &DatastorePath) -> Result<DiskId> {
+        self.world().adopt_disk(file)
+    }
+
+    /// Begins to write a file of a datastore. Refused for what a running VM, a snapshot or a proxy
+    /// needs.
+    pub fn upload(&self, file: &DatastorePath) -> Result<Upload> {
+        Upload::open(&self.shared, file)
     }
 
     /// Deletes a disk and its files. Refused while it runs or has snapshots.

@@ -518,6 +518,43 @@ def step_machines_come_and_go(si):
     raises(vmodl.fault.ManagedObjectNotFound, lambda: vm.name)
 
 
+def step_a_machine_from_uploaded_files(si):
+    import urllib.request
+    web = machine(si, "web1")
+    si.content.fileManager.MakeDirectory("[vmfs0] again", None, True)
+    cookie = si._stub.cookie.split(";")[0]
+    def put(name, data):
+        url = READY["url"][: -len("/sdk")] + "/folder/again/%s?dcPath=DC0&dsName=vmfs0" % name
+        request = urllib.request.Request(url, data=data, method="PUT", headers={"Cookie": cookie})
+        context = ssl._create_unverified_context()
+        assert urllib.request.urlopen(request, context=context).status == 201
+    put("again-flat.vmdk", b"restored" * (1 << 17))
+    put("again.vmdk", b'''# Disk DescriptorFile
+version=1
+CID=00000001
+parentCID=ffffffff
+createType="vmfs"
+RW 2048 VMFS "again-flat.vmdk"
+''')
+    put("again.vmx", b'''displayName = "again"
+guestOS = "ubuntu-64"
+scsi0.present = "TRUE"
+scsi0:0.present = "TRUE"
+scsi0:0.fileName = "again.vmdk"
+''')
+    task = web.parent.RegisterVM_Task("[vmfs0] again/again.vmx", None, False, web.resourcePool)
+    WaitForTask(task)
+    vm = task.info.result
+    assert vm.name == "again" and vm.config.guestId == "ubuntu64Guest"
+    assert vm.config.files.vmPathName == "[vmfs0] again/again.vmx"
+    (disk,) = disks(vm.config)
+    assert disk.capacityInBytes == 1 << 20, disk
+    WaitForTask(vm.PowerOnVM_Task())
+    assert vm.guest.toolsRunningStatus == "guestToolsRunning"
+    WaitForTask(vm.PowerOffVM_Task())
+    WaitForTask(vm.Destroy_Task())
+
+
 def step_managers(si):
     content = si.RetrieveContent()
     assert content.guestOperationsManager.authManager is not None

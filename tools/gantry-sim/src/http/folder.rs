@@ -35,28 +35,30 @@ pub async fn serve(
         return refused;
     }
     if request.method != Method::GET && request.method != Method::HEAD {
-        return plain(StatusCode::METHOD_NOT_ALLOWED, "The simulator's datastores are read only.");
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "GET, HEAD or PUT");
     }
     let path = match path(&sim, endpoint, request.uri.path(), request.uri.query()) {
         Ok(path) => path,
         Err(why) => return plain(StatusCode::NOT_FOUND, &why),
     };
-    let storage = sim.storage.clone();
+    let (storage, store) = (sim.storage.clone(), path.datastore().to_owned());
     let opened = tokio::task::spawn_blocking(move || storage.folder_open(&path)).await;
     let file = match opened {
         Ok(Ok(file)) => file,
         Ok(Err(error)) => return refusal(&error),
         Err(_) => return plain(StatusCode::INTERNAL_SERVER_ERROR, "The file cannot be opened."),
     };
-    let wanted = request.headers.get(RANGE).map(|range| range.to_str().unwrap_or_default());
-    answer(file, wanted, request.method == Method::HEAD)
+    let wanted_text = request.headers.get(RANGE).map(|range| range.to_str().unwrap_or_default());
+    let wanted = wanted(wanted_text, file.len());
+    let reachable = move || check_accessible(&sim, &store).map_err(io::Error::other);
+    answer(file, wanted, request.method == Method::HEAD, reachable)
 }
 
 fn plain(status: StatusCode, what: &str) -> Response<Body> {
     text(status, "text/plain", format!("{what}\n"))
 }
 
-fn refusal(error: &StorageError) -> Response<Body> {
+pub(super) fn refusal(error: &StorageError) -> Response<Body> {
     let status = match error {
         StorageError::NotFound { .. } => StatusCode::NOT_FOUND,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -65,7 +67,12 @@ fn refusal(error: &StorageError) -> Response<Body> {
 }
 
 /// The file that an address names.
-fn path(sim: &Sim, at: usize, path: &str, query: Option<&str>) -> Result<DatastorePath, String> {
+pub(super) fn path(
+    sim: &Sim,
+    at: usize,
+    path: &str,
+    query: Option<&str>,
+) -> Result<DatastorePath, String> {
     let file = decode(path.strip_prefix("/folder").unwrap_or_default()).ok_or("a wrong address")?;
     let query = query.unwrap_or_default();
     let value = |name: &str| {
@@ -86,6 +93,15 @@ fn path(sim: &Sim, at: usize, path: &str, query: Option<&str>) -> Result<Datasto
         return Err(format!("datastore {store} is not accessible here"));
     }
     DatastorePath::new(&store, file.trim_start_matches('/')).map_err(|error| error.to_string())
+}
+
+/// Whether hosts reach a datastore.
+pub(super) fn check_accessible(sim: &Sim, name: &str) -> Result<(), StorageError> {
+    let state = sim.lock();
+    if state.site.datastores.iter().any(|store| store.name == name && store.accessible) {
+        return Ok(());
+    }
+    Err(StorageError::Invalid(format!("datastore {name} is not accessible")))
 }
 
 /// Decodes `%20` and the like.
@@ -137,9 +153,14 @@ fn wanted(header: Option<&str>, length: u64) -> Wanted {
     }
 }
 
-fn answer(file: FolderFile, header: Option<&str>, head: bool) -> Response<Body> {
+fn answer(
+    file: FolderFile,
+    wanted: Wanted,
+    head: bool,
+    reachable: impl Fn() -> io::Result<()> + Send + 'static,
+) -> Response<Body> {
     let length = file.len();
-    let (status, range) = match wanted(header, length) {
+    let (status, range) = match wanted {
         Wanted::Whole => (StatusCode::OK, 0..length),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         Wanted::Impossible => {
@@ -152,7 +173,8 @@ fn answer(file: FolderFile, header: Option<&str>, head: bool) -> Response<Body> 
     let last = range.end.saturating_sub(1);
     let partial = status == StatusCode::PARTIAL_CONTENT;
     let content_range = partial.then(|| format!("bytes {}-{last}/{length}", range.start));
-    let mut response = Response::new(if head { stream::empty() } else { content(file, range) });
+    let mut response =
+        Response::new(if head { stream::empty() } else { content(file, range, reachable) });
     *response.status_mut() = status;
     set(&mut response, CONTENT_LENGTH, size.to_string());
     set(&mut response, CONTENT_TYPE, "application/octet-stream".into());
@@ -169,11 +191,17 @@ fn set(response: &mut Response<Body>, name: hyper::header::HeaderName, value: St
     }
 }
 
-fn content(file: FolderFile, mut range: Range<u64>) -> Body {
+fn content(
+    file: FolderFile,
+    mut range: Range<u64>,
+    reachable: impl Fn() -> io::Result<()> + Send + 'static,
+) -> Body {
     stream::body(move || {
         if range.is_empty() {
             return Ok(None);
         }
+        // A datastore that is lost meanwhile takes the connection with it.
+        reachable()?;
         let left = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut piece = vec![0; left.min(limits::READ_BYTES)];
         file.read_at(range.start, &mut piece).map_err(io::Error::other)?;

@@ -35,6 +35,7 @@ use crate::soap;
 mod access;
 mod certificate;
 mod folder;
+mod upload;
 mod guest_file;
 mod nfc;
 mod control;
@@ -140,9 +141,13 @@ async fn route(
             let name = match *request.method() {
                 Method::GET => "GET /folder",
                 Method::HEAD => "HEAD /folder",
+                Method::PUT => "PUT /folder",
                 _ => "unknown",
             };
             let seen = sim.note_request(endpoint, name, path);
+            if request.method() == Method::PUT {
+                return watched(&sim, &seen, upload::serve(sim.clone(), endpoint, request)).await;
+            }
             let head = request.into_parts().0;
             watched(&sim, &seen, folder::serve(sim.clone(), endpoint, &head)).await?
         }

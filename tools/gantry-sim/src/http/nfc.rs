@@ -1,5 +1,6 @@
 //! `/nfc/LEASE/DISK`: a disk as streamOptimized VMDK. The lease's id is the ticket.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read as _};
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
 
+use super::folder::check_accessible;
 use super::{Body, stream, text};
 use crate::limits;
 use crate::sim::Sim;
@@ -37,11 +39,16 @@ pub async fn serve(sim: Arc<Sim>, path: &str) -> Response<Body> {
         Err(_) => return missing(),
     };
     let id: Arc<str> = id.into();
+    let chain = sim.storage.disk(disk).map(|info| info.chain).unwrap_or_default();
+    let stores: BTreeSet<_> = chain.iter().map(|link| link.file.datastore().to_owned()).collect();
     let mut digest = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
     let mut size = 0;
     let body = stream::body(move || {
         if !sim.lock().leases.get(&id).is_some_and(|lease| lease.open) {
             return Err(io::Error::other("the lease has ended"));
+        }
+        for store in &stores {
+            check_accessible(&sim, store).map_err(io::Error::other)?;
         }
         let mut piece = vec![0; limits::READ_BYTES];
         let count = export.read(&mut piece)?;

@@ -1,12 +1,12 @@
-//! Folder: new folders and machines, machines that come back, names.
+//! Folder: new folders and machines, names.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
 use super::Call;
-use super::power::vmx;
 use super::reconfigure::reconfigure;
+use crate::disks;
 use crate::fault::Fault;
 use crate::limits;
 use crate::schema::Value;
@@ -32,12 +32,11 @@ pub(super) fn invoke(call: &Call) -> Result<Value, Fault> {
                 Ok(state.endpoints[at].reference(&Subject::Machine(id)).cloned().into())
             }))
         }
-        "RegisterVM_Task" => register(call),
         _ => rename(call),
     }
 }
 
-fn checked_name(name: &str) -> Result<&str, Fault> {
+pub(super) fn checked_name(name: &str) -> Result<&str, Fault> {
     if name.is_empty() || name.len() > limits::NAME_BYTES_MAX || name.contains('/') {
         let message = format!("The name '{}' is not valid.", name.escape_debug());
         return Err(Fault::new("InvalidName", message).with("name", name));
@@ -70,15 +69,15 @@ fn folder(call: &Call) -> Result<Value, Fault> {
 }
 
 /// Where a new machine goes.
-struct Place {
-    datacenter: usize,
-    folder: String,
-    host: usize,
-    pool: String,
+pub(super) struct Place {
+    pub(super) datacenter: usize,
+    pub(super) folder: String,
+    pub(super) host: usize,
+    pub(super) pool: String,
 }
 
 impl Place {
-    fn of(call: &Call) -> Result<Self, Fault> {
+    pub(super) fn of(call: &Call) -> Result<Self, Fault> {
         let mut state = call.sim.lock();
         let (datacenter, tree, folder) = folder_subject(call, &mut state)?;
         if tree != Tree::Vm {
@@ -123,16 +122,40 @@ fn add(state: &mut State, place: &Place, spec: &Value) -> Result<u32, Fault> {
         Fault::new("InvalidDatastorePath", format!("Invalid datastore path '{path}'."))
             .with("datastorePath", path)
     })?;
+    let file = disks::path(path).ok().map(|file| file.file().to_owned());
+    let file = file.as_deref().and_then(|file| file.strip_suffix(".vmx")?.rsplit_once('/'));
     let number = |field: &str| spec.at(field).number().and_then(|n| i32::try_from(n).ok());
-    let text = |field: &str, other: &str| spec.at(field).text().unwrap_or(other).to_owned();
+    let text = |field: &str, other: String| spec.at(field).text().map_or(other, str::to_owned);
+    let mut machine = bare_machine(state, place, name, datastore);
+    if let Some((home, stem)) = file {
+        (machine.home, machine.stem) = (home.to_owned(), stem.to_owned());
+    }
+    machine.uuid = text("uuid", machine.uuid);
+    machine.guest_id = text("guestId", machine.guest_id);
+    machine.hardware = text("version", machine.hardware);
+    machine.firmware = text("firmware", machine.firmware);
+    machine.cpus = number("numCPUs").unwrap_or(machine.cpus);
+    machine.memory_mib = number("memoryMB").unwrap_or(machine.memory_mib).max(4);
+    let id = machine.id;
+    state.site.machines.insert(id, machine);
+    Ok(id)
+}
+
+/// A machine without disks, that is off, with what vSphere gives when nothing is said.
+pub(super) fn bare_machine(
+    state: &mut State,
+    place: &Place,
+    name: String,
+    datastore: usize,
+) -> Machine {
     let id = state.site.next_machine;
     state.site.next_machine += 1;
-    let machine = Machine {
+    Machine {
         id,
         home: name.clone(),
-        uuid: spec.at("uuid").text().map_or_else(site::random_uuid, str::to_owned),
+        stem: name.clone(),
+        uuid: site::random_uuid(),
         instance_uuid: site::random_uuid(),
-        name,
         datacenter: place.datacenter,
         folder: place.folder.clone(),
         host: place.host,
@@ -140,16 +163,16 @@ fn add(state: &mut State, place: &Place, spec: &Value) -> Result<u32, Fault> {
         datastore,
         power: Power::Off,
         template: false,
-        guest_id: text("guestId", "otherGuest64"),
-        host_name: None,
-        ip_address: None,
+        guest_id: "otherGuest64".into(),
+        host_name: Some(format!("{name}.guest.example")),
+        ip_address: Some(format!("192.0.2.{}", id % 254 + 1)),
         tools: false,
         tools_installed: true,
         guest_users: state.site.guest_users.clone(),
-        cpus: number("numCPUs").unwrap_or(1),
-        memory_mib: number("memoryMB").unwrap_or(1024),
-        hardware: text("version", "vmx-19"),
-        firmware: text("firmware", "bios"),
+        cpus: 1,
+        memory_mib: 1024,
+        hardware: "vmx-19".into(),
+        firmware: "bios".into(),
         tpm: false,
         networks: Vec::new(),
         annotation: String::new(),
@@ -167,38 +190,8 @@ fn add(state: &mut State, place: &Place, spec: &Value) -> Result<u32, Fault> {
         change_version: 1,
         busy: false,
         next_snapshot: 1,
-    };
-    state.site.machines.insert(id, machine);
-    Ok(id)
-}
-
-fn register(call: &Call) -> Result<Value, Fault> {
-    let place = Place::of(call)?;
-    let (path, at) = (call.arguments.text("path").to_owned(), call.origin.endpoint);
-    let name = call.arguments.get("name").text().map(str::to_owned);
-    let template = call.arguments.bool("asTemplate");
-    Ok(tasks::start(call, Some(call.this.clone()), move |sim| {
-        let mut state = sim.lock();
-        let found =
-            state.site.machines.values().any(|machine| {
-                vmx(&state.site.datastores[machine.datastore].name, machine) == path
-            });
-        if found {
-            let message = format!("'{path}' is registered already.");
-            return Err(Fault::new("AlreadyExists", message).with("name", path));
-        }
-        let Some(mut machine) = state.unregistered.remove(&path) else {
-            let message = format!("File {path} was not found.");
-            return Err(Fault::new("FileNotFound", message).with("file", path));
-        };
-        machine.name = name.unwrap_or(machine.name);
-        machine.template = template;
-        (machine.folder, machine.host, machine.pool) = (place.folder, place.host, place.pool);
-        let id = machine.id;
-        state.site.machines.insert(id, machine);
-        state.project();
-        Ok(state.endpoints[at].reference(&Subject::Machine(id)).cloned().into())
-    }))
+        name,
+    }
 }
 
 fn rename(call: &Call) -> Result<Value, Fault> {

@@ -21,6 +21,7 @@ mod collect;
 mod views;
 mod search;
 mod create;
+mod register;
 mod power;
 mod reconfigure;
 mod snapshots;
@@ -258,9 +259,8 @@ fn change(call: &Call) -> Result<Value, Fault> {
         | "RevertToCurrentSnapshot_Task"
         | "ConsolidateVMDisks_Task"
         | "RenameSnapshot" => snapshots::invoke(call),
-        "CreateFolder" | "CreateVM_Task" | "RegisterVM_Task" | "Rename_Task" => {
-            create::invoke(call)
-        }
+        "CreateFolder" | "CreateVM_Task" | "Rename_Task" => create::invoke(call),
+        "RegisterVM_Task" => register::register(call),
         "ExportVm"
         | "ExportSnapshot"
         | "HttpNfcLeaseProgress"

@@ -94,16 +94,11 @@ fn unregister(call: &Call, id: u32) -> Result<Value, Fault> {
         return Err(wrong_power(machine, Power::Off));
     }
     if let Some(machine) = state.site.machines.remove(&id) {
-        let path = vmx(&state.site.datastores[machine.datastore].name, &machine);
+        let path = machine.config_file(&state.site.datastores[machine.datastore].name);
         state.unregistered.insert(path, machine);
     }
     state.project();
     Ok(Value::Absent)
-}
-
-/// Where a machine's configuration lies.
-pub(super) fn vmx(store: &str, machine: &Machine) -> String {
-    format!("[{store}] {0}/{0}.vmx", machine.home)
 }
 
 fn destroy(sim: &Sim, id: u32) -> Result<Value, Fault> {

@@ -13,8 +13,8 @@ use crate::fault::Fault;
 use crate::schema::Value;
 use crate::sim::Sim;
 use crate::site::machine::{Disk, Link, LinkKind, Machine};
-use crate::site::{self, Power};
-use crate::storage::{DatastorePath, DiskSpec};
+use crate::site::{self, Power, Subject};
+use crate::storage::{DatastorePath, DiskId, DiskSpec};
 use crate::tasks::{machine_mut, machine_of, start_on_machine};
 
 /// Unit number of the controller itself.
@@ -123,8 +123,16 @@ fn device(sim: &Sim, id: u32, change: &Value, keys: &mut Keys) -> Result<(), Fau
     if device.is_a("VirtualSCSIController") {
         return controller(sim, id, operation, device, keys);
     }
+    if device.is_a("VirtualEthernetCard") {
+        return card(sim, id, operation, device);
+    }
+    if device.is_a("VirtualTPM") {
+        let mut state = sim.lock();
+        machine_mut(&mut state, id)?.tpm = operation != "remove";
+        return Ok(());
+    }
     if !device.is_a("VirtualDisk") {
-        // Network cards and the rest are accepted as they are: backups do not depend on them.
+        // The rest is accepted as it is: backups do not depend on it.
         return Ok(());
     }
     match operation {
@@ -132,6 +140,37 @@ fn device(sim: &Sim, id: u32, change: &Value, keys: &mut Keys) -> Result<(), Fau
         "remove" => remove(sim, id, change),
         _ => grow(sim, id, device),
     }
+}
+
+/// Network cards: added by their network's name or object, removed by key, else left as they are.
+fn card(sim: &Sim, id: u32, operation: &str, device: &Value) -> Result<(), Fault> {
+    let mut state = sim.lock();
+    let datacenter = machine_mut(&mut state, id)?.datacenter;
+    let name = device.at("backing.deviceName").text().unwrap_or_default();
+    let asked = device.at("backing.network").reference().cloned();
+    let asked = asked.map(|asked| state.endpoints.iter().find_map(|e| e.subject(&asked).cloned()));
+    let found = match asked.flatten() {
+        Some(Subject::Network(number)) => Some(number),
+        _ => {
+            let mut networks = state.site.networks.iter();
+            networks.position(|n| n.name == name && n.datacenter == datacenter)
+        }
+    };
+    let machine = machine_mut(&mut state, id)?;
+    match operation {
+        "add" => {
+            let message = format!("There is no network {name}.");
+            machine.networks.push(found.ok_or_else(|| invalid("backing.network", message))?);
+        }
+        "remove" => {
+            let key = device.at("key").number().unwrap_or(-1) - 4000;
+            if let Some(at) = usize::try_from(key).ok().filter(|at| *at < machine.networks.len()) {
+                machine.networks.remove(at);
+            }
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 fn controller(
@@ -227,7 +266,8 @@ fn add(sim: &Sim, id: u32, change: &Value, keys: &Keys) -> Result<(), Fault> {
     Ok(())
 }
 
-fn bare_disk(file: &DatastorePath) -> Disk {
+/// A disk's entry without its place in a machine.
+pub(super) fn bare_disk(file: &DatastorePath) -> Disk {
     let link = Link {
         file: file.to_string(),
         kind: LinkKind::Flat,
@@ -254,37 +294,40 @@ fn bare_disk(file: &DatastorePath) -> Disk {
 fn attach(sim: &Sim, machine: &Machine, device: &Value, mode: &str) -> Result<Disk, Fault> {
     let name = device.at("backing.fileName").text().unwrap_or_default();
     let file = disks::path(name)?;
-    let missing = || {
-        let message = format!("File {file} was not found.");
-        Fault::new("FileNotFound", message).with("file", file.to_string())
-    };
-    let storage = sim.storage.find_disk(&file).ok_or_else(missing)?;
-    let info = sim.storage.disk(storage).map_err(|error| disks::fault(&error))?;
     if machine.disks.iter().any(|disk| disk.file() == name) {
         return Err(invalid("backing", "The machine has this disk already."));
     }
-    let owned = {
-        let state = sim.lock();
-        let mut machines = state.site.machines.values();
-        machines.any(|other| other.disks.iter().any(|d| !d.attached && d.storage == Some(storage)))
+    let storage = match sim.storage.find_disk(&file) {
+        Some(found) => found,
+        None => sim.storage.adopt_disk(&file).map_err(|error| disks::fault(&error))?,
     };
+    let info = sim.storage.disk(storage).map_err(|error| disks::fault(&error))?;
+    // A disk without snapshots of a machine that is off may be written to: that is how a restore
+    // through a proxy fills it.
+    let idle = !info.locked && info.chain.len() == 1 && info.current_snapshot.is_none();
+    let owner = owner_of(sim, storage);
     let mut disk = bare_disk(&file);
     (disk.uuid, disk.capacity_bytes, disk.thin) = (info.uuid, info.capacity_bytes, info.thin);
     disk.storage = Some(storage);
-    if !owned {
-        if machine.power == Power::On {
-            sim.storage.power_on(&[storage]).map_err(|error| disks::fault(&error))?;
-        }
+    if owner.is_none() && machine.power != Power::On {
         return Ok(disk);
     }
-    if mode != "independent_nonpersistent" {
+    if mode != "independent_nonpersistent" && !idle {
         // Any other mode would write to a disk that its owner's snapshots need unchanged.
-        let message = format!("Failed to lock the file {file}: another machine uses it.");
+        let owner = owner.as_deref().unwrap_or("another host");
+        let message = format!("Failed to lock the file {file}: {owner} uses it.");
         return Err(Fault::new("FileLocked", message).with("file", file.to_string()));
     }
     sim.storage.hot_add(&file, &machine.name).map_err(|error| disks::fault(&error))?;
     disk.attached = true;
     Ok(disk)
+}
+
+/// The machine that a disk belongs to; those that it is only attached to do not count.
+pub(super) fn owner_of(sim: &Sim, disk: DiskId) -> Option<String> {
+    let state = sim.lock();
+    let owns = |m: &&Machine| m.disks.iter().any(|d| !d.attached && d.storage == Some(disk));
+    state.site.machines.values().find(owns).map(|machine| machine.name.clone())
 }
 
 fn create_disk(sim: &Sim, machine: &Machine, store: &str, device: &Value) -> Result<Disk, Fault> {
@@ -313,9 +356,9 @@ fn create_disk(sim: &Sim, machine: &Machine, store: &str, device: &Value) -> Res
 }
 
 fn free_name(sim: &Sim, machine: &Machine, store: &str) -> Result<DatastorePath, Fault> {
-    let home = &machine.home;
-    let mut names = std::iter::once(format!("{home}/{home}.vmdk"))
-        .chain((1..1000).map(|at| format!("{home}/{home}_{at}.vmdk")));
+    let (home, stem) = (&machine.home, &machine.stem);
+    let mut names = std::iter::once(format!("{home}/{stem}.vmdk"))
+        .chain((1..1000).map(|at| format!("{home}/{stem}_{at}.vmdk")));
     let found = names.find_map(|name| {
         let path = disks::path(&format!("[{store}] {name}")).ok()?;
         (!path.under(&sim.options.root).exists()).then_some(path)

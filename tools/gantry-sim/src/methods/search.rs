@@ -62,8 +62,7 @@ fn fits(call: &Call, state: &State, machine: &Machine) -> bool {
         "FindByIp" => machine.tools && machine.ip_address.as_deref() == Some(arguments.text("ip")),
         _ => {
             let store = &state.site.datastores[machine.datastore].name;
-            let path = format!("[{store}] {0}/{0}.vmx", machine.home);
-            path == arguments.text("path")
+            machine.config_file(store) == arguments.text("path")
         }
     }
 }

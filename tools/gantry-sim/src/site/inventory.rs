@@ -445,6 +445,7 @@ fn bare_machine(entry: &MachineEntry, id: u32) -> Machine {
         pool: entry.pool.clone(),
         datastore: 0,
         home: entry.name.clone(),
+        stem: entry.name.clone(),
         power: if on { Power::On } else { Power::Off },
         template: entry.template,
         guest_id: entry.guest_id.clone(),

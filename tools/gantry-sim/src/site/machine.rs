@@ -161,6 +161,8 @@ pub struct Machine {
     pub datastore: usize,
     /// Its folder on that datastore.
     pub home: String,
+    /// The name of its files there, without ending.
+    pub stem: String,
     /// Whether it runs.
     pub power: Power,
     /// Whether it is a template.
@@ -222,6 +224,12 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Where its configuration lies, on the datastore of that name.
+    #[must_use]
+    pub fn config_file(&self, store: &str) -> String {
+        format!("[{store}] {}/{}.vmx", self.home, self.stem)
+    }
+
     /// A snapshot by its number in the site.
     #[must_use]
     pub fn snapshot(&self, id: u32) -> Option<&Snapshot> {

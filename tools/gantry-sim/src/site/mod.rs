@@ -11,6 +11,7 @@ use crate::sim::Password;
 
 pub mod inventory;
 pub mod machine;
+pub mod vmx;
 mod project;
 mod project_host;
 mod project_machine;

@@ -169,7 +169,7 @@ fn config(endpoint: &Endpoint, site: &Site, machine: &Machine, disks: &[Disk], c
     let files = object(
         "VirtualMachineFileInfo",
         [
-            ("vmPathName", format!("{home}{}.vmx", machine.home).into()),
+            ("vmPathName", machine.config_file(&store.name).into()),
             ("snapshotDirectory", home.as_str().into()),
             ("suspendDirectory", home.as_str().into()),
             ("logDirectory", home.as_str().into()),
@@ -296,7 +296,7 @@ fn summary(site: &Site, machine: &Machine, this: &Ref, runtime: Value, fields: V
         [
             ("name", (&machine.name).into()),
             ("template", machine.template.into()),
-            ("vmPathName", format!("[{store}] {0}/{0}.vmx", machine.home).into()),
+            ("vmPathName", machine.config_file(store).into()),
             ("memorySizeMB", machine.memory_mib.into()),
             ("numCpu", machine.cpus.into()),
             ("numEthernetCards", machine.networks.len().into()),
@@ -402,7 +402,7 @@ fn snapshots(endpoint: &mut Endpoint, site: &Site, machine: &Machine, this: &Ref
 /// The machine's files: descriptors and extents of each link of each disk.
 fn layout(endpoint: &Endpoint, site: &Site, machine: &Machine) -> Value {
     let store = &site.datastores[machine.datastore].name;
-    let home = format!("[{store}] {0}/{0}", machine.home);
+    let home = format!("[{store}] {}/{}", machine.home, machine.stem);
     let mut files = Files::default();
     files.add(format!("{home}.vmx"), "config", 4096);
     files.add(format!("{home}.vmsd"), "snapshotList", 64);

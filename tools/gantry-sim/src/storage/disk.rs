@@ -241,7 +241,7 @@ fn is_uuid(text: &str) -> bool {
 }
 
 /// A UUID as vSphere gives disks: it begins with `6000C29`.
-fn disk_uuid(high: u64, low: u64) -> String {
+pub(super) fn disk_uuid(high: u64, low: u64) -> String {
     let mut digits = format!("6000C29{:09x}", high & 0xf_ffff_ffff);
     let _ = write!(digits, "{low:016x}");
     let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];

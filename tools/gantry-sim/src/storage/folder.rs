@@ -89,7 +89,7 @@ impl Shared {
 
 impl World {
     /// Refuses files that an injected lock or a running VM holds. Descriptors are never held.
-    fn check_unheld(&self, file: &DatastorePath) -> Result<()> {
+    pub(super) fn check_unheld(&self, file: &DatastorePath) -> Result<()> {
         let locked = |holder: &str| {
             Err(StorageError::Locked { file: file.to_string(), holder: holder.to_owned() })
         };
