@@ -21,6 +21,7 @@ use serde::Deserialize;
 use crate::cbt::Policy;
 use crate::durable_file;
 use crate::limits;
+use crate::run::settings::{Quiesce, RunSettings};
 use crate::transport::{ProxyFacts, TransportMode};
 use crate::vcenter::{Secret, Settings};
 
@@ -126,42 +127,13 @@ impl Config {
         let text = read_small(path)?;
         let config: Config =
             toml::from_str(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?;
-        config.backup.block_size()?;
-        config.backup.compression()?;
-        config.backup.rate()?;
-        config.backup.audit_per_million()?;
+        config.backup.settings()?;
         Ok(config)
     }
 
     /// Folder for the cookies of sessions that run.
     pub fn private(&self) -> PathBuf {
         self.state.join("private")
-    }
-
-    /// Whose snapshots are this installation's: its own random name, kept beside the ledger, and
-    /// the vCenter.
-    ///
-    /// # Errors
-    /// `Internal` if that name can be neither read nor written.
-    pub fn owner(&self, vcenter_id: &str) -> Result<String, Failure> {
-        let path = self.state.join("installation");
-        let fail = |error: std::io::Error| {
-            Failure::new(FailureKind::Internal, format!("{}: {error}", path.display()))
-        };
-        let name = match std::fs::read_to_string(&path) {
-            Ok(name) => name,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let mut random = [0u8; 16];
-                getrandom::fill(&mut random)
-                    .map_err(|error| fail(std::io::Error::other(error.to_string())))?;
-                let name = format!("{:032x}", u128::from_le_bytes(random));
-                std::fs::create_dir_all(&self.state).map_err(fail)?;
-                durable_file::replace(&path, name.as_bytes()).map_err(fail)?;
-                name
-            }
-            Err(error) => return Err(fail(error)),
-        };
-        Ok(format!("{} {vcenter_id}", name.trim()))
     }
 
     /// The data mover's program.
@@ -178,6 +150,43 @@ impl Config {
             usage("gantry-mover is not beside this program: name it as `mover = …`".to_owned())
         })
     }
+}
+
+/// Whose snapshots are this installation's: its own random name, kept in the state folder, and the
+/// vCenter.
+///
+/// # Errors
+/// `Internal` if that name can be neither read nor written.
+pub fn owner(state: &Path, vcenter_id: &str) -> Result<String, Failure> {
+    let path = state.join("installation");
+    let fail = |error: std::io::Error| {
+        Failure::new(FailureKind::Internal, format!("{}: {error}", path.display()))
+    };
+    let name = match std::fs::read_to_string(&path) {
+        Ok(name) => name,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let mut random = [0u8; 16];
+            getrandom::fill(&mut random)
+                .map_err(|error| fail(std::io::Error::other(error.to_string())))?;
+            let name = format!("{:032x}", u128::from_le_bytes(random));
+            std::fs::create_dir_all(state).map_err(fail)?;
+            durable_file::replace(&path, name.as_bytes()).map_err(fail)?;
+            name
+        }
+        Err(error) => return Err(fail(error)),
+    };
+    Ok(format!("{} {vcenter_id}", name.trim()))
+}
+
+/// Whom to talk to, from `https://HOST[:PORT]`.
+///
+/// # Errors
+/// `Usage`.
+pub fn endpoint(url: &str) -> Result<Endpoint, Failure> {
+    let wrong = || usage(format!("vcenter.url '{url}': give https://HOST or https://HOST:PORT"));
+    let host = url.strip_prefix("https://").ok_or_else(wrong)?;
+    let host = host.strip_suffix("/sdk").unwrap_or(host).trim_end_matches('/');
+    host.parse().map_err(|_| wrong())
 }
 
 impl BackupConfig {
@@ -205,6 +214,27 @@ impl BackupConfig {
         let rate: Option<Rate> =
             self.rate.as_deref().map(|rate| parse("rate", rate)).transpose()?;
         Ok(rate.map(|rate| rate.bytes_per_second))
+    }
+
+    /// All of it, for a run.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn settings(&self) -> Result<RunSettings, Failure> {
+        Ok(RunSettings {
+            modes: self.transport.into_iter().collect(),
+            failover: true,
+            on_full: self.on_full,
+            enable_cbt: self.enable_cbt,
+            audit_per_million: self.audit_per_million()?,
+            quiesce: if self.quiesce { Quiesce::On } else { Quiesce::Off },
+            snapshots_per_datastore: self.snapshots_per_datastore,
+            removal_pauses: self.removal_pauses(),
+            block_size: self.block_size()?,
+            compression: self.compression()?,
+            rate: self.rate()?,
+            retention: self.retention,
+        })
     }
 
     /// The pauses between rounds of removing a snapshot.
@@ -237,11 +267,7 @@ impl VCenterConfig {
     /// # Errors
     /// `Usage`.
     pub fn endpoint(&self) -> Result<Endpoint, Failure> {
-        let wrong =
-            || usage(format!("vcenter.url '{}': give https://HOST or https://HOST:PORT", self.url));
-        let host = self.url.strip_prefix("https://").ok_or_else(wrong)?;
-        let host = host.strip_suffix("/sdk").unwrap_or(host).trim_end_matches('/');
-        host.parse().map_err(|_| wrong())
+        endpoint(&self.url)
     }
 
     /// Whose certificate it may show, as a mover is told it.

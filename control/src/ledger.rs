@@ -11,6 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -111,11 +112,16 @@ pub enum LedgerError {
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
+    state: Mutex<State>,
+    /// Its lock ends with the descriptor.
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct State {
     file: File,
     open: BTreeMap<u64, (String, Undo)>,
     next: u64,
-    /// Its lock ends with the descriptor.
-    _lock: File,
 }
 
 impl Ledger {
@@ -151,19 +157,21 @@ impl Ledger {
         }
         durable_file::replace(&path, &text).map_err(fail("write"))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(fail("open"))?;
-        Ok(Ledger { path, file, open, next, _lock: lock })
+        let state = Mutex::new(State { file, open, next });
+        Ok(Ledger { path, state, _lock: lock })
     }
 
     /// Writes down that a step is about to be done. Only then may it be done.
     ///
     /// # Errors
     /// [`LedgerError::Io`]: the step must not be done.
-    pub fn begin(&mut self, session: &str, undo: Undo) -> Result<u64, LedgerError> {
-        let number = self.next;
+    pub fn begin(&self, session: &str, undo: Undo) -> Result<u64, LedgerError> {
+        let mut state = self.state();
+        let number = state.next;
         let entry = Line::Begin { number, session: session.to_owned(), undo: undo.clone() };
-        self.append(&entry)?;
-        self.next += 1;
-        self.open.insert(number, (session.to_owned(), undo));
+        self.append(&mut state, &entry)?;
+        state.next += 1;
+        state.open.insert(number, (session.to_owned(), undo));
         Ok(number)
     }
 
@@ -171,25 +179,33 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Io`]: it will be done once more, which does no harm.
-    pub fn done(&mut self, number: u64) -> Result<(), LedgerError> {
-        self.append(&Line::Done { number })?;
-        self.open.remove(&number);
+    pub fn done(&self, number: u64) -> Result<(), LedgerError> {
+        let mut state = self.state();
+        self.append(&mut state, &Line::Done { number })?;
+        state.open.remove(&number);
         Ok(())
     }
 
-    /// Disks of a session that are attached to a proxy, as far as is known: proxy VM's UUID and file.
-    pub fn attached_of(&self, session: &str) -> Vec<(String, String)> {
-        let own = self.open.values().filter(|(of, _)| of == session);
-        own.filter_map(|(_, undo)| match undo {
-            Undo::DetachDisk { proxy_vm, file, .. } => Some((proxy_vm.clone(), file.clone())),
-            _ => None,
-        })
-        .collect()
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Disks of a session that are attached to a proxy, as far as is known: number of the undo, the
+    /// proxy VM's UUID, the file.
+    pub fn attached_of(&self, session: &str) -> Vec<(u64, String, String)> {
+        let of_session = self.open_undos().into_iter().filter(|open| open.session == session);
+        of_session
+            .filter_map(|open| match open.undo {
+                Undo::DetachDisk { proxy_vm, file, .. } => Some((open.number, proxy_vm, file)),
+                _ => None,
+            })
+            .collect()
     }
 
     /// What is open, the newest first: disks are detached before the snapshot goes.
     pub fn open_undos(&self) -> Vec<Open> {
-        let open = self.open.iter().rev();
+        let state = self.state();
+        let open = state.open.iter().rev();
         open.map(|(number, (session, undo))| Open {
             number: *number,
             session: session.clone(),
@@ -198,8 +214,8 @@ impl Ledger {
         .collect()
     }
 
-    fn append(&mut self, entry: &Line) -> Result<(), LedgerError> {
-        let written = self.file.write_all(&line(entry)).and_then(|()| self.file.sync_data());
+    fn append(&self, state: &mut State, entry: &Line) -> Result<(), LedgerError> {
+        let written = state.file.write_all(&line(entry)).and_then(|()| state.file.sync_data());
         written.map_err(|source| LedgerError::Io {
             action: "write",
             path: self.path.clone(),
@@ -278,7 +294,7 @@ mod tests {
     #[test]
     fn what_is_open_outlives_the_process_newest_first_whatever_the_last_line() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ledger = Ledger::open(dir.path()).unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
         ledger.begin("s1", snapshot("a")).unwrap();
         let done = ledger.begin("s1", snapshot("b")).unwrap();
         ledger.begin("s1", detach()).unwrap();
@@ -296,7 +312,7 @@ mod tests {
             let ledger = Ledger::open(dir.path()).unwrap();
             assert_eq!(undos(&ledger), [detach(), snapshot("a")], "{torn}");
         }
-        let mut ledger = Ledger::open(dir.path()).unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
         let next = ledger.begin("s2", snapshot("c")).unwrap();
         assert!(next > 3, "numbers are not used twice: {next}");
     }

@@ -14,8 +14,9 @@
 //! * [`ledger`]: what a session leaves behind in vSphere until it is undone.
 //! * [`mover`]: the data mover as a child process.
 //! * [`probe`]: what a vCenter says about itself, read-only.
-//! * [`session`]: one backup of one machine, and what an interrupted one left.
 //! * [`authority`]: the installation's certificate authority.
+//! * [`run`]: one backup of one machine, and what an interrupted one left.
+//! * [`local`]: this host as the only proxy, without a service.
 //! * [`fleet`]: the movers under gantryd, and the tasks that they carry out.
 //! * [`config`], [`cli`]: the command `gantry`.
 //! * [`limits`]: every bound of the control plane.
@@ -31,8 +32,9 @@ pub use gantry_transport::durable_file;
 pub mod ledger;
 pub mod mover;
 pub mod probe;
-pub mod session;
 pub mod authority;
+pub mod run;
+pub mod local;
 pub mod fleet;
 pub mod config;
 pub mod cli;

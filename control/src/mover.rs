@@ -7,16 +7,21 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use gantry_common::failure::Failure;
-use gantry_common::work::{BackupWork, DiskProgress, RepositoryAccess, WorkReport};
+use gantry_common::work::{RepositoryAccess, WorkReport};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+
+use crate::run::site::{Task, TaskEvent};
 
 /// Bytes of one line that a mover says, and of what it complains.
 const LINE_BYTES_MAX: u64 = 64 << 20;
+/// How long a repository in a folder may be held by a mover that is about to end.
+const IN_USE_WITHIN: Duration = Duration::from_secs(20);
 const COMPLAINT_BYTES_MAX: u64 = 64 << 10;
 
 /// Why a mover did not do what it was asked.
@@ -68,36 +73,6 @@ pub struct PointDisk {
     pub change_id: Option<String>,
 }
 
-/// Of the mover's report what the control plane looks at; `whole` is all of it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct MoverReport {
-    /// The committed point.
-    pub point: String,
-    /// Each disk.
-    pub disks: Vec<MoverDisk>,
-    /// The mover's part of the session log.
-    pub log: Vec<String>,
-}
-
-/// A disk of a mover's report.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct MoverDisk {
-    /// How it was read: `full`, `extents`, `compare`.
-    pub mode: Option<String>,
-    /// The audit of changed-block tracking.
-    #[serde(default)]
-    pub audit: Option<MoverAudit>,
-}
-
-/// What an audit found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub struct MoverAudit {
-    /// Blocks compared.
-    pub blocks: u64,
-    /// Blocks that had changed though they were not listed.
-    pub wrong: u64,
-}
-
 /// Starts movers.
 #[derive(Debug, Clone)]
 pub struct Mover {
@@ -126,93 +101,48 @@ impl Mover {
                 command.arg(option).arg(file);
             }
         }
-        let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await;
-        let output = output.map_err(self.io("start it"))?;
-        if !output.status.success() {
+        let command = command.stdin(Stdio::null()).kill_on_drop(true);
+        let until = tokio::time::Instant::now() + IN_USE_WITHIN;
+        let output = loop {
+            let output = command.output().await.map_err(self.io("start it"))?;
+            if output.status.success() {
+                break output;
+            }
             let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(self.silent(format!("cannot list restore points: {complaint}")));
-        }
+            // The mover of a session that was killed just now still closes a repository in a folder.
+            if !complaint.contains("is in use by process") || tokio::time::Instant::now() > until {
+                return Err(self.silent(format!("cannot list restore points: {complaint}")));
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        };
         serde_json::from_slice(&output.stdout)
             .map_err(|error| self.silent(format!("listed what is no list of points: {error}")))
     }
 
-    /// Backs up. Dropping the future stops the mover; what is durable stays.
+    /// Starts work: JSON as `gantry-mover work` reads it. Dropping the task stops the mover; what is
+    /// durable stays.
     ///
     /// # Errors
-    /// [`MoverError`]; nothing was committed, unless the mover died after the commit: the next run
-    /// of the same session finds the point.
-    pub async fn backup(
-        &self,
-        work: &BackupWork,
-        mut progress: impl FnMut(Vec<DiskProgress>),
-    ) -> Result<(MoverReport, serde_json::Value), MoverError> {
+    /// [`MoverError`]: it did not start.
+    pub async fn start(&self, work: &[u8]) -> Result<MoverTask, MoverError> {
         let mut command = Command::new(&self.program);
         command.arg("work").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.kill_on_drop(true).spawn().map_err(self.io("start it"))?;
-        let mut line = serde_json::to_vec(work)
-            .map_err(|error| self.silent(format!("cannot be told its work: {error}")))?;
-        line.push(b'\n');
-        let lifeline = child.stdin.take();
-        let (said, complaint) = self.converse(&mut child, lifeline, line, &mut progress).await?;
-        let status = child.wait().await.map_err(self.io("wait for it"))?;
-        match said {
-            Some(WorkReport::Done { report }) => {
-                let read = MoverReport::deserialize(&report);
-                let read = read.map_err(|error| self.silent(format!("reported oddly: {error}")))?;
-                Ok((read, report))
-            }
-            Some(WorkReport::Failed { failure }) => Err(MoverError::Failed(failure)),
-            Some(WorkReport::Progress { .. }) | None => {
-                Err(self.silent(format!("ended without a result ({status}): {complaint}")))
-            }
-        }
-    }
-
-    /// Tells the work and listens until the last word.
-    async fn converse(
-        &self,
-        child: &mut Child,
-        lifeline: Option<tokio::process::ChildStdin>,
-        work: Vec<u8>,
-        progress: &mut impl FnMut(Vec<DiskProgress>),
-    ) -> Result<(Option<WorkReport<serde_json::Value>>, String), MoverError> {
-        let (Some(mut lifeline), Some(stdout), Some(stderr)) =
-            (lifeline, child.stdout.take(), child.stderr.take())
-        else {
+        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(mut lifeline), Some(stdout), Some(stderr)) = pipes else {
             return Err(self.silent("has no pipes".to_owned()));
         };
-        let complaints = tokio::spawn(async move {
-            let mut text = Vec::new();
-            let mut bounded = stderr.take(COMPLAINT_BYTES_MAX);
-            let _ = bounded.read_to_end(&mut text).await;
-            // What is beyond is drained, so that the mover does not stop at a full pipe.
-            let _ = tokio::io::copy(&mut bounded.into_inner(), &mut tokio::io::sink()).await;
-            String::from_utf8_lossy(&text).trim().to_owned()
-        });
+        let complaints = tokio::spawn(complaints(stderr));
         // A mover that refuses its work at once closes its input; what it says counts.
-        let _ = lifeline.write_all(&work).await;
-        let mut last = None;
-        let mut lines = BufReader::new(stdout);
-        loop {
-            let mut line = Vec::new();
-            let mut bounded = (&mut lines).take(LINE_BYTES_MAX);
-            let read = bounded.read_until(b'\n', &mut line).await;
-            if read.map_err(self.io("listen to it"))? == 0 {
-                break;
-            }
-            match self.parse(&line)? {
-                WorkReport::Progress { disks } => progress(disks),
-                word => last = Some(word),
-            }
-        }
-        drop(lifeline);
-        Ok((last, complaints.await.unwrap_or_default()))
-    }
-
-    fn parse<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, MoverError> {
-        serde_json::from_slice(line).map_err(|error| {
-            let text: String = String::from_utf8_lossy(line).chars().take(200).collect();
-            self.silent(format!("said what is no report ({error}): {text}"))
+        let _ = lifeline.write_all(&[work, b"\n"].concat()).await;
+        Ok(MoverTask {
+            mover: self.clone(),
+            child,
+            lifeline: Some(lifeline),
+            lines: BufReader::new(stdout),
+            line: Vec::new(),
+            complaints,
+            last: None,
         })
     }
 
@@ -223,5 +153,79 @@ impl Mover {
 
     fn silent(&self, what: String) -> MoverError {
         MoverError::Silent { program: self.program.clone(), what }
+    }
+}
+
+async fn complaints(stderr: ChildStderr) -> String {
+    let mut text = Vec::new();
+    let mut bounded = stderr.take(COMPLAINT_BYTES_MAX);
+    let _ = bounded.read_to_end(&mut text).await;
+    // What is beyond is drained, so that the mover does not stop at a full pipe.
+    let _ = tokio::io::copy(&mut bounded.into_inner(), &mut tokio::io::sink()).await;
+    String::from_utf8_lossy(&text).trim().to_owned()
+}
+
+/// Work that a mover does.
+#[derive(Debug)]
+pub struct MoverTask {
+    mover: Mover,
+    child: Child,
+    /// Its end stops the mover.
+    lifeline: Option<ChildStdin>,
+    lines: BufReader<ChildStdout>,
+    /// What has come of the present line: a listener may be dropped in the middle of it.
+    line: Vec<u8>,
+    complaints: tokio::task::JoinHandle<String>,
+    last: Option<WorkReport<serde_json::Value>>,
+}
+
+impl MoverTask {
+    /// Tells the mover to stop; it says its last word as usual.
+    pub fn stop(&mut self) {
+        self.lifeline = None;
+    }
+
+    async fn listen(&mut self) -> Result<TaskEvent, MoverError> {
+        loop {
+            let left = LINE_BYTES_MAX.saturating_sub(self.line.len() as u64);
+            let mut bounded = (&mut self.lines).take(left);
+            let read = bounded.read_until(b'\n', &mut self.line).await;
+            if read.map_err(self.mover.io("listen to it"))? == 0 {
+                break;
+            }
+            if self.line.ends_with(b"\n") {
+                let line = std::mem::take(&mut self.line);
+                match self.parse(&line)? {
+                    WorkReport::Progress { disks } => return Ok(TaskEvent::Progress(disks)),
+                    word => self.last = Some(word),
+                }
+            }
+        }
+        let status = self.child.wait().await.map_err(self.mover.io("wait for it"))?;
+        Ok(match self.last.take() {
+            Some(WorkReport::Done { report }) => TaskEvent::Done(report),
+            Some(WorkReport::Failed { failure }) => TaskEvent::Failed(failure),
+            Some(WorkReport::Progress { .. }) | None => {
+                let complaint = (&mut self.complaints).await.unwrap_or_default();
+                let text = format!("the mover ended without a result ({status}): {complaint}");
+                TaskEvent::Lost(text)
+            }
+        })
+    }
+
+    fn parse<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, MoverError> {
+        serde_json::from_slice(line).map_err(|error| {
+            let text: String = String::from_utf8_lossy(line).chars().take(200).collect();
+            self.mover.silent(format!("said what is no report ({error}): {text}"))
+        })
+    }
+}
+
+impl Task for MoverTask {
+    async fn next(&mut self) -> TaskEvent {
+        match self.listen().await {
+            Ok(event) => event,
+            Err(error) => TaskEvent::Failed(error.into()),
+        }
     }
 }

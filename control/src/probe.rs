@@ -246,7 +246,7 @@ fn disks(devices: &Element, proxy: &ProxyFacts) -> Vec<ProbedDisk> {
 fn probed(vm: &VmFacts, facts: &DiskFacts, backing: &Element, proxy: &ProxyFacts) -> ProbedDisk {
     let controller = vm.controllers.get(&facts.controller_key).map(|controller| controller.kind);
     let disk = FrozenDisk { facts: facts.clone(), controller };
-    let judged = roads(&disk.for_transport(), proxy, None, Need::Full);
+    let judged = roads(&disk.for_transport(), proxy, &[], Need::Full);
     ProbedDisk {
         label: facts.label.to_string(),
         key: facts.key,

@@ -22,6 +22,8 @@ pub struct ProxyFacts {
     /// Address of an NBD server for a disk; `{vm}`, `{disk_uuid}`, `{datastore}` and `{file}` are
     /// filled in.
     pub nbd_template: Option<String>,
+    /// Modes that it may use; none named: all that it can.
+    pub modes: Vec<TransportMode>,
 }
 
 /// A proxy that is a virtual machine of the same vCenter.
@@ -91,16 +93,16 @@ pub struct Roads {
     pub closed: Vec<Judged>,
 }
 
-/// Judges every mode; `fixed` is the job's only mode, if it has one.
+/// Judges every mode that is `allowed`; none named: all.
 pub fn roads(
     disk: &FrozenDisk,
     proxy: &ProxyFacts,
-    fixed: Option<TransportMode>,
+    allowed: &[TransportMode],
     need: Need,
 ) -> Roads {
     let mut roads = Roads::default();
     for mode in TransportMode::ALL {
-        if fixed.is_some_and(|fixed| fixed != mode) {
+        if !allowed.is_empty() && !allowed.contains(&mode) {
             continue;
         }
         match judge(mode, disk, proxy, need) {
@@ -117,6 +119,9 @@ fn judge(
     proxy: &ProxyFacts,
     need: Need,
 ) -> Result<String, String> {
+    if !proxy.modes.is_empty() && !proxy.modes.contains(&mode) {
+        return Err("the proxy is configured not to use it".to_owned());
+    }
     let datastore = &disk.datastore;
     let reads_files =
         matches!(mode, TransportMode::Direct | TransportMode::Nbd | TransportMode::Https);
@@ -192,11 +197,12 @@ mod tests {
                 device_folder: None,
             }),
             nbd_template: Some("nbd://127.0.0.1/{disk_uuid}".into()),
+            modes: Vec::new(),
         }
     }
 
     fn modes(disk: &FrozenDisk, proxy: &ProxyFacts, need: Need) -> Vec<&'static str> {
-        let roads = roads(disk, proxy, None, need);
+        let roads = roads(disk, proxy, &[], need);
         assert_eq!(roads.open.len() + roads.closed.len(), 5, "each mode has a reason");
         roads.open.iter().map(|judged| judged.mode.name()).collect()
     }
@@ -222,8 +228,8 @@ mod tests {
 
     #[test]
     fn a_fixed_mode_is_tried_alone_and_says_why_it_cannot() {
-        let fixed = Some(TransportMode::Nfc);
-        let roads = roads(&disk(FrozenBacking::Flat), &able(), fixed, Need::Parts);
+        let fixed = [TransportMode::Nfc];
+        let roads = roads(&disk(FrozenBacking::Flat), &able(), &fixed, Need::Parts);
         assert!(roads.open.is_empty());
         assert_eq!(roads.closed.len(), 1);
         assert!(roads.closed[0].reason.contains("parts"));

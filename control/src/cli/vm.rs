@@ -3,6 +3,7 @@
 //! In: a configuration file, names of machines. Out: reports. One machine after the other; the exit
 //! code is that of the first failure.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
@@ -16,12 +17,15 @@ use serde_json::json;
 
 use super::{BackupArguments, ConfigArguments, connect, say, say_json};
 use crate::broker::Broker;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::ledger::Ledger;
+use crate::local::LocalSite;
 use crate::mover::Mover;
-use crate::session::removal::remove_stranded;
-use crate::session::undo::undo_all;
-use crate::session::{Session, SessionReport, SessionResult, vcenter_id};
+use crate::run::document::{Outcome, RunDocument};
+use crate::run::removal::remove_stranded;
+use crate::run::report::{RunReport, RunResult, report};
+use crate::run::undo::undo_all;
+use crate::run::{Context, drive, vcenter_id};
 
 /// How long the inventory may take at the start.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -50,8 +54,8 @@ async fn clean(open: &mut Open) -> Result<Vec<String>, Failure> {
     let mut lines = remove_cookies(&open.config.private())?;
     let id = vcenter_id(&vcenter).await?;
     let pauses = open.config.backup.removal_pauses();
-    lines.extend(undo_all(&vcenter, &id, &mut open.ledger, &pauses).await?);
-    let owner = open.config.owner(&id)?;
+    lines.extend(undo_all(&vcenter, &id, &open.ledger, &[], &pauses).await?);
+    let owner = config::owner(&open.config.state, &id)?;
     let known = open.ledger.open_undos();
     let known: Vec<SessionId> = known.iter().filter_map(|undo| undo.session.parse().ok()).collect();
     lines.extend(remove_stranded(&open.broker, &owner, &known, &pauses).await);
@@ -69,7 +73,7 @@ fn remove_cookies(private: &Path) -> Result<Vec<String>, Failure> {
     };
     let mut lines = Vec::new();
     for entry in entries {
-        std::fs::remove_file(entry.map_err(fail)?.path()).map_err(fail)?;
+        std::fs::remove_dir_all(entry.map_err(fail)?.path()).map_err(fail)?;
         lines.push("a cookie that a killed session left was removed".to_owned());
     }
     Ok(lines)
@@ -145,16 +149,23 @@ pub(super) async fn backup(arguments: &BackupArguments) -> Result<(), Failure> {
     let mut reports = Vec::new();
     let mut first = Ok(());
     for vm in &arguments.vms {
-        let id = session_id()?;
-        let Open { config, broker, ledger } = &mut open;
-        let session = Session::new(broker, config, &mover, ledger, (id, vm), arguments.full);
         let bar = bar(vm);
-        let (report, result) = session.run(|disks| show(&bar, &disks)).await;
+        let result = back_up(&open, &mover, vm, arguments.full, &bar).await;
         bar.finish_and_clear();
-        if !arguments.config.json {
-            print(&report);
-        }
-        reports.push(report);
+        let result = match result {
+            Ok((report, outcome)) => {
+                if !arguments.config.json {
+                    print(&report);
+                }
+                reports.push(report);
+                match outcome {
+                    Outcome::Point(_) => Ok(()),
+                    Outcome::Failed(failure) => Err(failure),
+                    Outcome::Stopped(why) => Err(Failure::new(FailureKind::Source, why)),
+                }
+            }
+            Err(failure) => Err(failure),
+        };
         first = first.and(result);
     }
     log_out(open).await;
@@ -162,6 +173,51 @@ pub(super) async fn backup(arguments: &BackupArguments) -> Result<(), Failure> {
         say_json(&reports)?;
     }
     first
+}
+
+/// One machine.
+async fn back_up(
+    open: &Open,
+    mover: &Mover,
+    vm: &str,
+    full: bool,
+    bar: &ProgressBar,
+) -> Result<(RunReport, Outcome), Failure> {
+    let Open { config, broker, ledger } = open;
+    let instance_uuid = find(broker, vm)?;
+    let site = LocalSite::new(config, mover.clone(), vm, |disks| show(bar, disks.values()));
+    let vcenter_id = vcenter_id(broker.vcenter()).await?;
+    let context = Context {
+        broker,
+        vcenter_id: &vcenter_id,
+        endpoint: &config.vcenter.endpoint()?,
+        trust: &config.vcenter.server_trust()?,
+        owner: &config::owner(&config.state, &vcenter_id)?,
+        settings: &config.backup.settings()?,
+        excluded: &BTreeMap::new(),
+        ledger,
+        site: &site,
+    };
+    let mut document = RunDocument::new(session_id()?, &instance_uuid, vm, full);
+    let outcome = drive(&context, &mut document).await?;
+    Ok((report(&document, &site.log()), outcome))
+}
+
+/// The instance UUID of the only machine of this name.
+fn find(broker: &Broker, name: &str) -> Result<String, Failure> {
+    let usage = |text: String| Failure::new(FailureKind::Usage, text);
+    broker.read(|cache| {
+        let mut found = cache.vms().filter(|(_, facts)| *facts.name == *name);
+        match (found.next(), found.next()) {
+            (Some((_, facts)), None) => Ok(facts.instance_uuid.to_string()),
+            (Some(_), Some(_)) => {
+                Err(usage(format!("several virtual machines are named '{name}'")))
+            }
+            (None, _) => Err(usage(format!(
+                "no virtual machine is named '{name}'; 'gantry vm list' shows them"
+            ))),
+        }
+    })
 }
 
 fn session_id() -> Result<SessionId, Failure> {
@@ -184,16 +240,18 @@ fn bar(vm: &str) -> ProgressBar {
     bar
 }
 
-fn show(bar: &ProgressBar, disks: &[DiskProgress]) {
-    bar.set_length(disks.iter().map(|disk| disk.todo_bytes).sum());
-    bar.set_position(disks.iter().map(|disk| disk.done_bytes).sum());
+fn show<'a>(bar: &ProgressBar, disks: impl Iterator<Item = &'a DiskProgress>) {
+    let sum = |(todo, done), disk: &DiskProgress| (todo + disk.todo_bytes, done + disk.done_bytes);
+    let (todo, done) = disks.fold((0, 0), sum);
+    bar.set_length(todo);
+    bar.set_position(done);
 }
 
-fn print(report: &SessionReport) {
+fn print(report: &RunReport) {
     let word = match report.result {
-        SessionResult::Success => "success",
-        SessionResult::Warning => "warning",
-        SessionResult::Failed => "failed",
+        RunResult::Success => "success",
+        RunResult::Warning => "warning",
+        RunResult::Failed => "failed",
     };
     let point = report.point.as_deref().unwrap_or("none");
     say(&format!("{}: {word}, restore point {point}", report.vm));

@@ -1,4 +1,4 @@
-//! What a session reads of each disk: the decision about CBT, carried out.
+//! What a run reads of each disk: the decision about CBT, carried out.
 //!
 //! In: the snapshot's disk, the base point's facts of it. Out: [`Changes`]. Invariant: where
 //! [`crate::cbt`] has any doubt, everything that is allocated is read, and the reason is told.
@@ -34,9 +34,15 @@ impl Changes {
     pub fn is_full(&self) -> bool {
         self.changed.is_none()
     }
+
+    /// Bytes that will be read, as far as is known.
+    pub fn todo_bytes(&self, capacity_bytes: u64) -> u64 {
+        let areas = self.changed.as_ref().or(self.allocated.as_ref());
+        areas.map_or(capacity_bytes, |areas| areas.iter().map(|area| area.length).sum())
+    }
 }
 
-/// What is the same for every disk of the session.
+/// What is the same for every disk of the run.
 #[derive(Debug, Clone)]
 pub struct VmTracking<'a> {
     /// The machine.

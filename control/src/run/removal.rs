@@ -1,4 +1,4 @@
-//! Removes a session's snapshot, and those that lost sessions left.
+//! Removes a run's snapshot, and those that lost sessions left.
 //!
 //! In: the machine, the snapshot's name. Out: what was done, in words. [`crate::snapshots::remove`] does the
 //! rounds; what the ledger still holds as attached to a proxy is detached before each, and while that
@@ -14,13 +14,13 @@ use crate::broker::Broker;
 use crate::snapshots::{Detach, Mark, Removal, Removed, Whose, remove};
 use crate::vcenter::{VCenter, VmRef};
 
-/// Detaches these disks (proxy VM's UUID and file); usually they are gone already.
-fn detaching(vcenter: &VCenter, attached: Vec<(String, String)>) -> Box<Detach<'static>> {
+/// Detaches these disks (undo's number, proxy VM's UUID and file); usually they are gone already.
+fn detaching(vcenter: &VCenter, attached: Vec<(u64, String, String)>) -> Box<Detach<'static>> {
     let vcenter = vcenter.clone();
     Box::new(move |_| {
         let (vcenter, attached) = (vcenter.clone(), attached.clone());
         Box::pin(async move {
-            for (proxy_vm, file) in attached {
+            for (_, proxy_vm, file) in attached {
                 let detached = undo::detach(&vcenter, &proxy_vm, &file).await;
                 detached.map_err(|failure| failure.to_string())?;
             }
@@ -38,7 +38,7 @@ pub async fn remove_named(
     vcenter: &VCenter,
     vm: &VmRef,
     name: &str,
-    attached: Vec<(String, String)>,
+    attached: Vec<(u64, String, String)>,
     pauses: &[Duration],
 ) -> Result<String, Failure> {
     let detach = detaching(vcenter, attached);

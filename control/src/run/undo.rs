@@ -6,20 +6,23 @@
 use std::time::Duration;
 
 use gantry_common::failure::Failure;
+use gantry_common::ids::SessionId;
 
-use super::{removal, road};
+use super::{removal, roads};
 use crate::hotadd;
 use crate::ledger::{Ledger, Open, Undo};
 use crate::vcenter::{MoRef, VCenter, VmRef};
 
-/// Carries out every open undo of this vCenter; one line for each.
+/// Carries out every open undo of this vCenter, except those of runs that are `going_on`; one line
+/// for each.
 ///
 /// # Errors
 /// Only of the ledger: what could not be undone stays open and is a line.
 pub async fn undo_all(
     vcenter: &VCenter,
     vcenter_id: &str,
-    ledger: &mut Ledger,
+    ledger: &Ledger,
+    going_on: &[SessionId],
     pauses: &[Duration],
 ) -> Result<Vec<String>, Failure> {
     let mut lines = Vec::new();
@@ -29,7 +32,8 @@ pub async fn undo_all(
             | Undo::DetachDisk { vcenter, .. }
             | Undo::AbortLease { vcenter, .. } => vcenter,
         };
-        if of != vcenter_id {
+        let goes_on = open.session.parse().is_ok_and(|run| going_on.contains(&run));
+        if of != vcenter_id || goes_on {
             continue;
         }
         match undo(vcenter, &open, ledger, pauses).await {
@@ -45,7 +49,11 @@ pub async fn undo_all(
     Ok(lines)
 }
 
-async fn undo(
+/// Carries one undo out; says what was done.
+///
+/// # Errors
+/// It is not done, and stays open.
+pub(super) async fn undo(
     vcenter: &VCenter,
     open: &Open,
     ledger: &Ledger,
@@ -62,7 +70,7 @@ async fn undo(
         }
         Undo::DetachDisk { proxy_vm, file, .. } => detach(vcenter, proxy_vm, file).await,
         Undo::AbortLease { lease, .. } => {
-            road::abort_lease(vcenter, lease).await?;
+            roads::abort_lease(vcenter, lease).await?;
             Ok("the export lease was ended".to_owned())
         }
     }
