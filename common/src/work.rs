@@ -19,6 +19,17 @@ use crate::units::{BlockSize, Compression};
 /// Bytes of a work document: some million changed extents.
 pub const WORK_BYTES_MAX: u64 = 256 << 20;
 
+/// Bytes of a line that follows the work.
+pub const ORDER_BYTES_MAX: u64 = 64 << 10;
+
+/// What a mover may be told while it works: one a line, after the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkOrder {
+    /// Limit of the rate on the wire from now on, bytes a second; null or 0: none.
+    SetRate(Option<u64>),
+}
+
 /// Where the repository is, and how the mover is let in.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -14,7 +14,9 @@ use gantry_common::manage::Retention;
 use gantry_common::session::sender::Sender;
 use gantry_common::source::SourceSpec;
 use gantry_common::units::{BlockSize, Compression};
-use gantry_common::wire::{self, BaseChoice, DiskOffer, SessionKind, SessionOffer, TicketBytes};
+use gantry_common::wire::{
+    self, BaseChoice, DiskOffer, SessionKind, SessionOffer, TaskTotals, TicketBytes,
+};
 use serde::Serialize;
 
 use crate::connect::Connector;
@@ -25,7 +27,7 @@ use crate::pipeline::plan::{PlanOptions, ReadMode};
 use crate::pipeline::{Pipeline, PipelineSettings, PipelineStats};
 use crate::send::disks::{SessionDisk, SessionDisks};
 use crate::send::{SendDriver, SendStats, Sent};
-use crate::stats::{Bottleneck, Progress, StageSummary};
+use crate::stats::{Bottleneck, BottleneckTimes, Progress, StageSummary};
 use crate::transport::Pacer;
 
 /// One disk of a backup.
@@ -88,13 +90,15 @@ pub struct BackupOptions {
 }
 
 /// Bytes by what became of them; in JSON these stand among the fields of the disk or session.
-/// `virtual` = `zero` + `unchanged` + `duplicate` + `sent_raw` + `resumed`.
+/// `processed` = the sum of `skipped` + `sent_raw`, which is `virtual` once the disk is complete.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Volumes {
     /// Bytes of the disk.
     pub bytes_virtual: u64,
-    /// Bytes whose fate this run decided: all but `bytes_resumed`.
+    /// Bytes that have a fate: skipped for one reason, or sent.
     pub bytes_processed: u64,
+    /// Bytes that were not sent, by reason.
+    pub bytes_skipped: Skipped,
     /// Bytes read from the source.
     pub bytes_read: u64,
     /// Bytes in blocks of zeros, holes included.
@@ -113,12 +117,50 @@ pub struct Volumes {
     pub bytes_stored: u64,
 }
 
+/// Bytes that were not sent, by reason; the same numbers stand beside it under `bytes_…`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// Read as zeros, holes included.
+    pub zero: u64,
+    /// As in the base.
+    pub unchanged: u64,
+    /// The repository had them.
+    pub duplicate: u64,
+    /// An earlier attempt, or a part, had made them durable.
+    pub resumed: u64,
+}
+
+impl Skipped {
+    fn of(totals: &TaskTotals) -> Skipped {
+        Skipped {
+            zero: totals.bytes_zero,
+            unchanged: totals.bytes_unchanged,
+            duplicate: totals.bytes_duplicate,
+            resumed: totals.bytes_resumed,
+        }
+    }
+
+    fn add(&mut self, other: &Skipped) {
+        self.zero += other.zero;
+        self.unchanged += other.unchanged;
+        self.duplicate += other.duplicate;
+        self.resumed += other.resumed;
+    }
+
+    /// Of all reasons.
+    pub fn sum(&self) -> u64 {
+        self.zero + self.unchanged + self.duplicate + self.resumed
+    }
+}
+
 impl Volumes {
     fn of(disk: &SessionDisk) -> Volumes {
         let totals = disk.totals();
+        let skipped = Skipped::of(&totals);
         Volumes {
             bytes_virtual: disk.size_bytes,
-            bytes_processed: disk.size_bytes - totals.bytes_resumed,
+            bytes_processed: skipped.sum() + totals.bytes_sent_raw,
+            bytes_skipped: skipped,
             bytes_read: totals.bytes_read,
             bytes_zero: totals.bytes_zero,
             bytes_unchanged: totals.bytes_unchanged,
@@ -133,6 +175,7 @@ impl Volumes {
     fn add(&mut self, other: &Volumes) {
         self.bytes_virtual += other.bytes_virtual;
         self.bytes_processed += other.bytes_processed;
+        self.bytes_skipped.add(&other.bytes_skipped);
         self.bytes_read += other.bytes_read;
         self.bytes_zero += other.bytes_zero;
         self.bytes_unchanged += other.bytes_unchanged;
@@ -193,6 +236,8 @@ pub struct BackupReport {
     pub peak_rss_bytes: u64,
     /// Where the workers' time went, percent.
     pub bottleneck: Bottleneck,
+    /// The same as times, to be added up over the parts of a VM.
+    pub bottleneck_times: BottleneckTimes,
     /// Its largest part.
     pub bottleneck_name: &'static str,
     /// Each disk.
@@ -390,6 +435,7 @@ impl Report {
             cpu_seconds: host::cpu_seconds() - cpu_before,
             peak_rss_bytes: host::peak_rss_bytes(),
             bottleneck,
+            bottleneck_times: measured.time.times(),
             bottleneck_name: bottleneck.name(),
             network: vec![stats.send.summary("send"), stats.durable.summary("durable")],
             disks,

@@ -65,6 +65,7 @@ impl StageStats {
             busy_seconds: self.busy_ns as f64 / 1e9,
             blocks: self.latency_us.len(),
             p50_us: self.latency_us.value_at_quantile(0.5),
+            p90_us: self.latency_us.value_at_quantile(0.9),
             p99_us: self.latency_us.value_at_quantile(0.99),
             max_us: self.latency_us.max(),
         }
@@ -115,6 +116,8 @@ pub struct StageSummary {
     pub blocks: u64,
     /// Median latency, microseconds.
     pub p50_us: u64,
+    /// 90th percentile.
+    pub p90_us: u64,
     /// 99th percentile.
     pub p99_us: u64,
     /// Longest.
@@ -191,6 +194,16 @@ impl WorkerTime {
             target: percent(self.target_ns),
         }
     }
+
+    /// The same as times, which add up over sessions and movers.
+    pub fn times(&self) -> BottleneckTimes {
+        BottleneckTimes {
+            source_ms: self.source_ns / 1_000_000,
+            proxy_ms: self.busy_ns / 1_000_000,
+            network_ms: self.network_ns / 1_000_000,
+            target_ms: self.target_ns / 1_000_000,
+        }
+    }
 }
 
 fn round1(value: f64) -> f64 {
@@ -208,6 +221,19 @@ pub struct Bottleneck {
     pub network: f64,
     /// Waiting for the repository.
     pub target: f64,
+}
+
+/// The same in milliseconds, summed over workers.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct BottleneckTimes {
+    /// Waiting for the source's disk.
+    pub source_ms: u64,
+    /// Computing on the proxy.
+    pub proxy_ms: u64,
+    /// Waiting for the network (or the throttle).
+    pub network_ms: u64,
+    /// Waiting for the repository.
+    pub target_ms: u64,
 }
 
 impl Bottleneck {
@@ -257,6 +283,7 @@ mod tests {
         let shares = time.bottleneck();
         assert_eq!((shares.source, shares.proxy, shares.network), (20.0, 20.0, 60.0));
         assert_eq!(shares.name(), "network");
+        assert_eq!((time.times().network_ms, time.times().proxy_ms), (6, 2));
         let (mut one, mut two) = (TaskStages::default(), TaskStages::default());
         one.stage(Stage::Hash).record(1, Duration::from_micros(10));
         two.stage(Stage::Hash).record(2, Duration::from_secs(100));

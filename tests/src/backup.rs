@@ -139,6 +139,11 @@ impl Report {
             let sum: u64 = FATES.iter().map(|field| number(facts, field)).sum();
             let size = number(facts, "bytes_virtual");
             assert_eq!(sum, size, "disk {disk} does not add up: {facts:#}");
+            let skipped = facts["bytes_skipped"].as_object().expect("reasons");
+            let skipped: u64 = skipped.values().filter_map(Value::as_u64).sum();
+            let processed = number(facts, "bytes_processed");
+            assert_eq!(skipped + number(facts, "bytes_sent_raw"), processed, "{facts:#}");
+            assert_eq!(processed, size, "disk {disk} is not done: {facts:#}");
             let (sent, raw) = (number(facts, "bytes_transferred"), number(facts, "bytes_sent_raw"));
             assert!(sent <= raw && (sent == 0) == (raw == 0), "disk {disk}: {facts:#}");
         }

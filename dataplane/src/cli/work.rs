@@ -15,7 +15,9 @@ use gantry_common::hex;
 use gantry_common::limits;
 use gantry_common::source::SourceSpec;
 use gantry_common::wire::{SessionKind, TicketBytes, is_name};
-use gantry_common::work::{BackupWork, DiskProgress, WORK_BYTES_MAX, WorkReport};
+use gantry_common::work::{
+    BackupWork, DiskProgress, ORDER_BYTES_MAX, WORK_BYTES_MAX, WorkOrder, WorkReport,
+};
 use serde::Serialize;
 
 use super::arguments::{AccessArguments, TransportChoice};
@@ -53,7 +55,7 @@ fn work() -> Result<BackupReport, Failure> {
     let options = options(work)?;
     let mut ticker = None;
     let watch = |disks| ticker = Some(Ticker::start(disks));
-    let abandoned = when_input_ends()?;
+    let abandoned = heed_input(pacer.clone())?;
     let report = runtime()?.block_on(async {
         tokio::select! {
             report = backup::run(options, &connector, pacer, watch) => report,
@@ -78,19 +80,35 @@ fn read() -> Result<BackupWork, Failure> {
     serde_json::from_slice(&text).map_err(|error| usage(format!("work on standard input: {error}")))
 }
 
-/// Fires when standard input ends: whoever started this mover lives as long as that is open, and the
+/// Obeys what comes after the work; fires when standard input ends: whoever started this mover lives as long as that is open, and the
 /// snapshot that is read must not outlive its keeper's interest.
-fn when_input_ends() -> Result<tokio::sync::oneshot::Receiver<()>, Failure> {
+fn heed_input(pacer: Pacer) -> Result<tokio::sync::oneshot::Receiver<()>, Failure> {
     let (ended, receiver) = tokio::sync::oneshot::channel();
     let watch = move || {
-        // Anything more on standard input says nothing; its end, or an error, does.
-        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        // Its end, or an error, says that nobody wants the work any more; so does a line without end.
+        let mut input = std::io::stdin().lock();
+        let mut line = Vec::new();
+        while let Ok(1..) = (&mut input).take(ORDER_BYTES_MAX).read_until(b'\n', &mut line) {
+            if line.last() != Some(&b'\n') {
+                break;
+            }
+            obey(&line, &pacer);
+            line.clear();
+        }
         let _ = ended.send(());
     };
     std::thread::Builder::new().name("lifeline".into()).spawn(watch).map_err(|error| {
         Failure::new(FailureKind::Internal, format!("starting a thread failed: {error}"))
     })?;
     Ok(receiver)
+}
+
+/// Carries out an order; what is not understood is noted and otherwise ignored.
+fn obey(line: &[u8], pacer: &Pacer) {
+    match serde_json::from_slice(line) {
+        Ok(WorkOrder::SetRate(rate)) => pacer.set_rate(rate.and_then(NonZeroU64::new)),
+        Err(error) => tracing::warn!("an order on standard input is ignored: {error}"),
+    }
 }
 
 fn options(work: BackupWork) -> Result<BackupOptions, Failure> {
