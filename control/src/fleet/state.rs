@@ -12,10 +12,10 @@
 //! * A mover that is silent for [`SILENCE_SECONDS_MAX`] is lost; its tasks' owners are told, and the
 //!   tasks stay: what to do about them is the owners' decision.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use gantry_common::control::{
-    CONTROL_PROTOCOL, Command, Question, Report, SILENCE_SECONDS_MAX, TaskOutcome, TaskStanding,
+    Command, Question, Report, SILENCE_SECONDS_MAX, TaskOutcome, TaskStanding,
 };
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::{PeerId, TaskId};
@@ -23,12 +23,14 @@ use gantry_common::limits::SESSION_DISKS_MAX;
 use gantry_common::secret::Secret;
 use gantry_transport::CloseReason;
 
+use self::checks::{check_credential, check_hello, usage};
 use self::mover::Mover;
 use self::questions::Questions;
 use self::task::{Phase, Step, Task};
 use super::view::{EnrolledMover, MoverView, TaskEvent};
 use crate::limits;
 
+mod checks;
 mod mover;
 mod questions;
 mod task;
@@ -475,53 +477,6 @@ impl FleetState {
             self.tell(task, TaskEvent::Ended(outcome));
         }
     }
-}
-
-fn usage(text: String) -> Failure {
-    Failure::new(FailureKind::Usage, text)
-}
-
-fn check_credential(name: &str, content: &Secret) -> Result<(), Failure> {
-    let is_file_name = (1..=limits::CREDENTIAL_NAME_BYTES_MAX).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-    if !is_file_name {
-        let text = format!("'{}' is no name of a credential", name.escape_default());
-        return Err(usage(text.chars().take(limits::QUOTED_BYTES_MAX).collect()));
-    }
-    let bytes = content.reveal().len();
-    if bytes > limits::CREDENTIAL_BYTES_MAX {
-        return Err(usage(format!("credential '{name}' has {bytes} bytes")));
-    }
-    Ok(())
-}
-
-fn check_hello(
-    protocol: u16,
-    software: &str,
-    facts: &gantry_common::control::MoverFacts,
-    tasks: &[TaskStanding],
-) -> Result<(), String> {
-    if protocol != CONTROL_PROTOCOL {
-        return Err(format!(
-            "speaks control protocol {protocol}, gantryd speaks {CONTROL_PROTOCOL}: install the same version of both"
-        ));
-    }
-    if tasks.len() > limits::MOVER_TASKS_MAX {
-        return Err(format!("knows {} tasks", tasks.len()));
-    }
-    if tasks.iter().map(|standing| standing.task).collect::<BTreeSet<_>>().len() != tasks.len() {
-        return Err("names a task twice".into());
-    }
-    let path = facts.repository.as_ref().map(|repository| repository.path.as_str());
-    let texts = [software, &facts.host, &facts.private_folder].into_iter();
-    let texts = texts.chain(facts.machine_uuid.as_deref()).chain(path);
-    let mounts = facts.mounts.iter().flat_map(|(name, folder)| [name.as_str(), folder.as_str()]);
-    if facts.mounts.len() > limits::MOVER_MOUNTS_MAX
-        || texts.chain(mounts).any(|text| text.len() > limits::MOVER_TEXT_BYTES_MAX)
-    {
-        return Err("has more mounts or longer names than are taken".into());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

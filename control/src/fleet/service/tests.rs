@@ -3,14 +3,18 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use gantry_common::control::{
-    CONTROL_PROTOCOL, Command, Report, RepositoryFacts, TaskOutcome, TaskStanding,
+    Answer, CONTROL_PROTOCOL, Command, MoverFacts, Question, Report, RepositoryFacts, TaskOutcome,
+    TaskStanding,
 };
 use gantry_common::enrolment::MoverRole;
-use gantry_common::ids::RepositoryId;
-use gantry_common::wire::TicketBytes;
+use gantry_common::failure::FailureKind;
+use gantry_common::ids::{PointId, RepositoryId, SessionId};
+use gantry_common::manage::ManageRequest;
+use gantry_common::wire::{PointSummary, TicketBytes};
 use gantry_common::work::DiskProgress;
 use gantry_transport::{
-    CertificateAuthority, Claim, ControlConnection, ControlMessage, Revoked, control_connect,
+    CertificateAuthority, Claim, ControlConnection, ControlMessage, Revoked, Rights, TicketKey,
+    control_connect,
 };
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,6 @@
 //! Single rules of the fleet, one connection at a time. What breaks is in `simulation`.
 
-use gantry_common::control::{Answer, MoverFacts};
+use gantry_common::control::{Answer, CONTROL_PROTOCOL, MoverFacts};
 use gantry_common::enrolment::MoverRole;
 
 use super::*;
