@@ -8,6 +8,7 @@
 //! * [`broker`]: the inventory of a vCenter, selection, a machine's configuration.
 //! * [`snapshots`]: what can be snapshotted; making, finding and removing snapshots.
 //! * [`cbt`]: what has changed since the last restore point, or why everything is read.
+//! * [`application`]: scripts in a guest, before and after the snapshot.
 //! * [`transport`]: which transport modes can reach a frozen disk, and why not the others.
 //! * [`hotadd`]: a frozen disk attached to the proxy VM, and detached again.
 //! * [`durable_file`]: small files that are replaced as a whole.
@@ -26,6 +27,7 @@ pub mod vcenter;
 pub mod broker;
 pub mod snapshots;
 pub mod cbt;
+pub mod application;
 pub mod transport;
 pub mod hotadd;
 pub use gantry_transport::durable_file;

@@ -67,6 +67,22 @@ pub const REBUILD_SECONDS_MAX: u64 = 600;
 /// Seconds that attaching or detaching a disk may take.
 pub const RECONFIGURE_SECONDS_MAX: u64 = 300;
 
+/// Events in one answer.
+pub const EVENTS_MAX: usize = 10_000;
+
+/// Seconds that a script may run, unless configured otherwise.
+pub const SCRIPT_SECONDS: u64 = 600;
+/// Bytes of a script that is brought into a guest.
+pub const SCRIPT_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a script's output that are kept.
+pub const SCRIPT_OUTPUT_BYTES_MAX: usize = 64 << 10;
+/// Seconds that a file's way into a guest may take.
+pub const GUEST_TRANSFER_SECONDS_MAX: u64 = 120;
+/// Milliseconds between two looks at a script.
+pub const GUEST_POLL_MS: u64 = 1_000;
+/// Tries to delete a script's folder.
+pub const GUEST_REMOVE_TRIES_MAX: u32 = 5;
+
 /// Separate changed areas of one disk, merged to whole blocks; beyond, the whole disk is read.
 pub const CBT_AREAS_MAX: usize = 1 << 20;
 /// Areas in one answer; vSphere gives 2,000.

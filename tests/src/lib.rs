@@ -23,5 +23,6 @@ pub mod compare;
 pub mod devices;
 pub mod relay;
 pub mod hostile;
+pub mod simulated;
 pub mod vcsim;
 pub mod vsphere;

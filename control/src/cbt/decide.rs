@@ -10,11 +10,13 @@ use crate::broker::facts::VmFacts;
 
 /// The least hardware version with tracking.
 const HARDWARE_VERSION_MIN: u32 = 7;
-/// From this size on, tracking of old hosts went wrong after a disk had grown (VMware's 310751).
+/// VMware's 310751 (formerly KB 2090639): ESXi 4.x, 5.0, 5.1 and 5.5 give wrong areas of a disk that has
+/// grown past a multiple of 128 GiB while it was tracked. Only a larger disk can have done so. Patches
+/// of early 2015 mend 5.x, but the article as it can be read today names no build, and tracking that was
+/// wrong before stays wrong after: all of 5.x counts as affected.
 const GROWN_DISK_BYTES: u64 = 128 << 30;
-/// The first build of ESXi 5.5 without that fault.
-const ESXI_55_FIXED_BUILD: u64 = 2_143_827;
-/// The first build of ESXi 6.0 that no longer loses changes during consolidation (317933).
+/// VMware's 317933 (formerly KB 2136854): ESXi 6.0 loses changes that are made during a consolidation;
+/// resolved in patch ESXi600-201511001 of 2015-11-25, which published lists of builds give as 3247720.
 const ESXI_60_FIXED_BUILD: u64 = 3_247_720;
 
 /// What is known of the disk's change id.
@@ -261,10 +263,7 @@ fn known_bad_build(facts: &CbtFacts<'_>) -> Option<FullReason> {
     let (major, minor) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
     let number = build.parse::<u64>().unwrap_or(u64::MAX);
     let fault = match (major, minor) {
-        (4, _) | (5, 0..=4) if facts.capacity_bytes > GROWN_DISK_BYTES => 310_751,
-        (5, _) if facts.capacity_bytes > GROWN_DISK_BYTES && number < ESXI_55_FIXED_BUILD => {
-            310_751
-        }
+        (4 | 5, _) if facts.capacity_bytes > GROWN_DISK_BYTES => 310_751,
         (6, 0) if number < ESXI_60_FIXED_BUILD => 317_933,
         _ => return None,
     };

@@ -27,11 +27,14 @@ pub mod virtual_machine;
 pub mod registration;
 pub mod changed_areas;
 pub mod lease;
+pub mod guest;
+pub mod events;
 
 pub use changed_areas::{ChangedAreas, DiskChangeQuery};
 pub use error::{ErrorKind, VimError};
 pub use fault::{Fault, FaultKind};
 pub use gantry_common::secret::Secret;
+pub use guest::{Guest, GuestError, GuestLogin};
 pub use moref::{MoRef, VmRef};
 pub use registration::Registration;
 pub use service::{ServiceContent, ServiceTicket};

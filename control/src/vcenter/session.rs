@@ -59,6 +59,8 @@ pub struct VCenter {
 #[derive(Debug)]
 struct Inner {
     http: HttpClient,
+    trust: Trust,
+    limits: Limits,
     user: String,
     password: Secret,
     content: OnceCell<ServiceContent>,
@@ -115,6 +117,8 @@ impl VCenter {
         })?;
         let inner = Inner {
             http,
+            trust: settings.trust,
+            limits: settings.http,
             user: settings.user,
             password: settings.password,
             content: OnceCell::new(),
@@ -126,6 +130,20 @@ impl VCenter {
     /// The HTTP client, for what is not SOAP: datastore reads, leases.
     pub fn http(&self) -> &HttpClient {
         &self.inner.http
+    }
+
+    /// A client of another server that this endpoint names, such as an ESXi host; trusted as told, else
+    /// as this endpoint is.
+    ///
+    /// # Errors
+    /// When the trusted authority's text is unusable.
+    pub fn http_of(
+        &self,
+        endpoint: Endpoint,
+        trust: Option<Trust>,
+    ) -> Result<HttpClient, HttpError> {
+        let trust = trust.as_ref().unwrap_or(&self.inner.trust);
+        HttpClient::new(endpoint, trust, self.inner.limits)
     }
 
     /// The endpoint's singletons; read once.

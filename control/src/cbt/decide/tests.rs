@@ -83,7 +83,7 @@ fn known_bad_builds_are_not_trusted() {
         matches!(decision, Decision::ExplainedFull { reason: FullReason::KnownBadBuild { .. }, .. })
     };
     assert!(bad("5.1.0", "1065491") && bad("5.5.0", "1331820") && bad("6.0.0", "2494585"));
-    assert!(!bad("5.5.0", "2143827") && !bad("6.0.0", "3247720") && !bad("6.5.0", "1"));
+    assert!(bad("5.5.0", "2143827") && !bad("6.0.0", "3247720") && !bad("6.5.0", "1"));
     let mut small = good();
     small.capacity_bytes = 64 << 30;
     small.base = Some(BaseFacts { change_id: Some(BASE), capacity_bytes: 64 << 30 });
