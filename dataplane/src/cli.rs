@@ -51,7 +51,14 @@ fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Point { command } => point::run(command),
         Command::Serve { config } => {
             let config = serve::load(&config)?;
-            serve::run(config, |address| say(&format!("listening on {address}")))
+            let control = config.control.as_ref().map(|control| control.address.clone());
+            serve::run(config, |address| {
+                if let Some(address) = address {
+                    say(&format!("listening on {address}"));
+                } else if let Some(control) = control {
+                    say(&format!("at the service of gantryd at {control}"));
+                }
+            })
         }
         Command::Identity { command } => identity(command),
     }

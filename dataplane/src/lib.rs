@@ -23,5 +23,6 @@ pub mod host;
 pub mod connect;
 pub mod manage;
 pub mod backup;
+pub mod agent;
 pub mod serve;
 pub mod cli;

@@ -7,7 +7,7 @@
 mod manage;
 mod successor;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -47,8 +47,8 @@ pub struct Repository {
     store: Option<StoreHandle>,
     reader: StoreReader,
     files: PackFiles,
-    tickets: TicketKey,
-    tickets_required: bool,
+    tickets: RefCell<TicketKey>,
+    tickets_required: Cell<bool>,
     sessions: RefCell<HashMap<SessionId, Running>>,
     maintenance: RefCell<Option<manage::Maintenance>>,
     /// Who may look after the repository; nothing: every peer that is let in.
@@ -82,8 +82,8 @@ impl Repository {
             store,
             reader,
             files,
-            tickets,
-            tickets_required,
+            tickets: RefCell::new(tickets),
+            tickets_required: Cell::new(tickets_required),
             sessions,
             maintenance,
             managers: RefCell::default(),
@@ -97,8 +97,8 @@ impl Repository {
             store: None,
             reader,
             files,
-            tickets,
-            tickets_required: false,
+            tickets: RefCell::new(tickets),
+            tickets_required: Cell::new(false),
             sessions,
             maintenance,
             managers: RefCell::default(),
@@ -109,6 +109,18 @@ impl Repository {
     /// list every peer that is let in may.
     pub fn set_managers(&self, managers: Option<Trust>) {
         *self.managers.borrow_mut() = managers;
+    }
+
+    /// From now on nobody starts anything without a ticket that was made with this key. Sessions that
+    /// run go on; those that resume need a ticket of it, too.
+    pub fn require_tickets(&self, tickets: TicketKey) {
+        *self.tickets.borrow_mut() = tickets;
+        self.tickets_required.set(true);
+    }
+
+    /// What reads the store.
+    pub fn reader(&self) -> &StoreReader {
+        &self.reader
     }
 
     /// Ends every session's connection with this reason; what they brought stays durable, and
@@ -235,15 +247,16 @@ impl Repository {
                     name: &name,
                     rights,
                 };
-                let verified = self.tickets.verify(bytes, &claim, now_ms, &Revoked::default());
+                let verified =
+                    self.tickets.borrow().verify(bytes, &claim, now_ms, &Revoked::default());
                 // A ticket of an earlier run of this process: where none is needed, start anew.
                 if let Err(error) = verified
-                    && (known || self.tickets_required)
+                    && (known || self.tickets_required.get())
                 {
                     return Err(error.into());
                 }
             }
-            None if known || self.tickets_required => {
+            None if known || self.tickets_required.get() => {
                 return Err(refused(format!("session {} needs its ticket", hello.session)));
             }
             None => {}
@@ -256,7 +269,7 @@ impl Repository {
             rights,
             expires_ms: now_ms.saturating_add(TICKET_VALID_MS),
         };
-        Ok(Some(self.tickets.issue(&ticket)))
+        Ok(Some(self.tickets.borrow().issue(&ticket)))
     }
 
     /// Gives the connection to its session's driver, starting one if there is none.
@@ -351,7 +364,7 @@ impl Repository {
 }
 
 /// Runs what reads files on a thread of its own, so that other connections go on.
-async fn off_this_thread<T: Send + 'static>(
+pub(crate) async fn off_this_thread<T: Send + 'static>(
     act: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| {

@@ -17,7 +17,7 @@ use gantry_common::limits;
 use gantry_common::manage::{
     CollectOptions, LISTED_MAX, ManageReport, ManageRequest, PruneReport, Retention, VerifyOptions,
 };
-use gantry_common::wire::ToSource;
+use gantry_common::wire::{self, ToSource};
 use tokio::sync::mpsc;
 
 use super::{Repository, off_this_thread};
@@ -40,14 +40,17 @@ pub(super) struct Maintenance {
     peer: String,
     began: Instant,
     stop: Arc<AtomicBool>,
-    frames: FrameSender,
+    /// Of a job that came over a connection.
+    frames: Option<FrameSender>,
 }
 
 impl Maintenance {
     /// Ends it: this mover stops.
     pub(super) fn stop(&self, why: &str) {
         self.stop.store(true, Ordering::Relaxed);
-        self.frames.close(CloseReason::Failed(why.to_owned()));
+        if let Some(frames) = &self.frames {
+            frames.close(CloseReason::Failed(why.to_owned()));
+        }
     }
 }
 
@@ -66,12 +69,30 @@ type Progress = (&'static str, u64, u64);
 /// What a job is given.
 struct Job {
     peer: String,
-    frames: FrameSender,
+    frames: Option<FrameSender>,
     stop: Arc<AtomicBool>,
     progress: mpsc::UnboundedSender<Progress>,
 }
 
 impl Repository {
+    /// Carries out a request that did not come over a connection of its own.
+    ///
+    /// # Errors
+    /// As the same request over a connection.
+    pub async fn manage_for(
+        self: &Rc<Self>,
+        peer: &str,
+        request: ManageRequest,
+    ) -> Result<ManageReport, Failure> {
+        wire::check_request(&request)
+            .map_err(|error| Failure::new(FailureKind::Usage, format!("this request: {error}")))?;
+        // Nobody hears of the progress.
+        let (progress, _) = mpsc::unbounded_channel();
+        let stop = Arc::default();
+        let job = Job { peer: peer.to_owned(), frames: None, stop, progress };
+        self.carry_out(request, job).await
+    }
+
     /// Serves one request to its end, whether or not the client stays.
     pub(super) async fn manage(
         self: &Rc<Self>,
@@ -85,7 +106,7 @@ impl Repository {
         let stops_unheard = matches!(request, ManageRequest::Verify(_));
         let stop = Arc::new(AtomicBool::new(false));
         let (progress, mut told) = mpsc::unbounded_channel();
-        let (frames, job_stop) = (connection.sender.clone(), Arc::clone(&stop));
+        let (frames, job_stop) = (Some(connection.sender.clone()), Arc::clone(&stop));
         let job = Job { peer: peer.clone(), frames, stop: job_stop, progress };
         let mut work = std::pin::pin!(self.carry_out(request, job));
         let result = loop {
