@@ -19,7 +19,7 @@ const ALLOWED: [(&str, &[&str]); 10] = [
         &["gantry-common", "gantry-http", "gantry-transport", "gantry-uring", "gantry-vmdk"],
     ),
     ("gantry-scheduler", &["gantry-common"]),
-    ("gantry-database", &["gantry-common"]),
+    ("gantry-database", &["gantry-common", "gantry-transport"]),
     // Its tests turn on a feature of its own: the backend in memory.
     ("gantry-api", &["gantry-api", "gantry-common", "gantry-database", "gantry-http"]),
     (

@@ -7,6 +7,7 @@ use gantry_common::ids::PeerId;
 use serde::{Deserialize, Serialize};
 
 use super::Id;
+use super::check::{self, Invalid, invalid};
 
 /// A secret's place.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,6 +31,19 @@ impl SecretSlot {
             SecretSlot::CredentialPassword(id) => ("credential", id.to_string(), "password"),
             SecretSlot::TicketKey(pin) => ("mover", pin.to_string(), "ticket-key"),
             SecretSlot::Named(name) => ("gantryd", name.clone(), "named"),
+        }
+    }
+
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// The field and what to do.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let SecretSlot::Named(name) = self else { return Ok(()) };
+        check::name("name", name)?;
+        match name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+            true => Ok(()),
+            false => Err(invalid("name", "is no name of a secret; give letters, digits and -")),
         }
     }
 }

@@ -135,7 +135,8 @@ pub struct VmRunRecord {
     pub session: Id,
     /// The machine's name.
     pub vm: String,
-    /// The machine's instance UUID, which locks it: no two unfinished runs have the same.
+    /// The machine's instance UUID: with session and attempt it is unique. One session a machine at
+    /// a time is the scheduler's to see to.
     pub vm_uuid: Option<String>,
     /// 1, 2, …: attempts at this machine in this session.
     pub attempt: u32,
