@@ -13,8 +13,8 @@ use ring::digest::{SHA256, digest};
 use sqlx::sqlite::SqlitePool;
 
 use super::rows;
-use gantry_transport::durable_file;
 use crate::error::DatabaseError;
+use gantry_transport::durable_file;
 
 const FILE: &str = "secrets.key";
 const WORD: &str = "gantry-secrets-1 ";
