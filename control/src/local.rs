@@ -53,12 +53,13 @@ pub struct LocalTask {
 
 impl Task for LocalTask {
     async fn next(&mut self) -> TaskEvent {
-        let told = tokio::select! {
-            event = self.task.next() => return event,
-            () = self.stop.notified() => self.task.stop(),
-        };
-        let () = told;
-        self.task.next().await
+        tokio::select! {
+            event = self.task.next() => event,
+            () = self.stop.notified() => {
+                self.task.stop();
+                self.task.next().await
+            }
+        }
     }
 }
 
