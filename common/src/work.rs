@@ -40,6 +40,9 @@ pub struct RepositoryAccess {
     pub identity: Option<PathBuf>,
     /// File with the repository mover's pin or certificate.
     pub peer: Option<PathBuf>,
+    /// The repository mover's pin itself, in hexadecimal, instead of a file: a control plane knows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pin: Option<String>,
     /// Session ticket in hexadecimal, made out to this mover for the work's session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ticket: Option<String>,

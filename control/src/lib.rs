@@ -18,6 +18,7 @@
 //! * [`authority`]: the installation's certificate authority.
 //! * [`run`]: one backup of one machine, and what an interrupted one left.
 //! * [`local`]: this host as the only proxy, without a service.
+//! * [`daemon`]: gantryd, the service.
 //! * [`fleet`]: the movers under gantryd, and the tasks that they carry out.
 //! * [`config`], [`cli`]: the command `gantry`.
 //! * [`limits`]: every bound of the control plane.
@@ -37,6 +38,7 @@ pub mod probe;
 pub mod authority;
 pub mod run;
 pub mod local;
+pub mod daemon;
 pub mod fleet;
 pub mod config;
 pub mod cli;

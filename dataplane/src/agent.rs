@@ -103,8 +103,8 @@ pub struct Agent {
     config: ControlConfig,
     trust: Trust,
     identity: RefCell<Identity>,
-    /// Whose command `work` carries tasks out.
-    program: PathBuf,
+    /// The program whose command `work` carries tasks out, and the file of this mover's identity.
+    program: (PathBuf, PathBuf),
     facts: facts::Standing,
     repository: Option<Rc<Repository>>,
     standings: Standings,
@@ -125,7 +125,7 @@ impl Agent {
         proxy: &ProxyConfig,
         identity: Identity,
         repository: Option<ServedRepository>,
-        program: PathBuf,
+        program: (PathBuf, PathBuf),
     ) -> Result<Rc<Agent>, Failure> {
         let trust = Trust::load(&config.authority)?.expect_name(&config.name)?;
         let usage = |error: std::io::Error| {

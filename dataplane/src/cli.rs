@@ -4,7 +4,7 @@
 //! error, a [`Failure`] for the exit code. It decides nothing about data.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use gantry_common::failure::{Failure, FailureKind};
@@ -45,7 +45,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
 fn carry_out(command: Command) -> Result<(), Failure> {
     match command {
         Command::Backup(arguments) => backup::run(*arguments),
-        Command::Work => work::run(),
+        Command::Work(arguments) => work::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::Repo { command } => repo::run(command),
         Command::Point { command } => point::run(command),
@@ -134,29 +134,27 @@ fn connector(repo: &str, access: &AccessArguments, use_: Use) -> Result<Connecto
         }
         RepositoryAddress::Remote(address) => address,
     };
-    let file = |file: &Option<std::path::PathBuf>, option: &str, what: &str| {
-        file.clone().ok_or_else(|| usage(format!("gantry:// needs {option} FILE: {what}")))
-    };
-    let identity = file(
-        &access.identity,
-        "--identity",
-        "this mover's identity, made by 'gantry-mover identity create FILE'",
-    )?;
-    let peer = file(
-        &access.peer,
-        "--peer",
-        "the pin that 'gantry-mover identity show' prints on the repository host",
-    )?;
-    let credentials = Credentials {
-        identity: Identity::load(&identity).map_err(usage)?,
-        trust: Trust::load(&peer).map_err(usage)?,
-    };
+    let credentials = Credentials { identity: identity_of(access)?, trust: trust_of(access)? };
     let kind = match access.transport {
         TransportChoice::Auto => TransportKind::Auto,
         TransportChoice::Quic => TransportKind::Quic,
         TransportChoice::Tcp => TransportKind::Tcp,
     };
     Ok(Connector::Remote { address, credentials: Box::new(credentials), kind })
+}
+
+fn needed<'a>(file: &'a Option<PathBuf>, option: &str, what: &str) -> Result<&'a Path, Failure> {
+    file.as_deref().ok_or_else(|| usage(format!("gantry:// needs {option} FILE: {what}")))
+}
+
+fn identity_of(access: &AccessArguments) -> Result<Identity, Failure> {
+    let what = "this mover's identity, made by 'gantry-mover identity create FILE'";
+    Identity::load(needed(&access.identity, "--identity", what)?).map_err(usage)
+}
+
+fn trust_of(access: &AccessArguments) -> Result<Trust, Failure> {
+    let what = "the pin that 'gantry-mover identity show' prints on the repository host";
+    Trust::load(needed(&access.peer, "--peer", what)?).map_err(usage)
 }
 
 /// Reads a file of the person's, with its name in the error.

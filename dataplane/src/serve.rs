@@ -134,6 +134,7 @@ fn agent(
         });
     let program = std::env::current_exe()
         .map_err(|error| usage(format!("this program's own file cannot be found: {error}")))?;
+    let program = (program, config.identity.file.clone());
     let identity = identity.clone();
     Agent::open(control.clone(), &config.proxy, identity, repository, program).map(Some)
 }

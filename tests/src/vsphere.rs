@@ -19,7 +19,8 @@ use serde_json::Value;
 use crate::program::{Outcome, Running, control, mover};
 use crate::scratch::Scratch;
 
-const PASSWORD: &str = "correct horse";
+/// Of the simulator's administrator.
+pub const PASSWORD: &str = "correct horse";
 
 /// A vCenter, a repository, and what `gantry` needs to know of both.
 #[derive(Debug)]
@@ -188,6 +189,11 @@ impl Sphere {
     /// Restores a disk of a session's point.
     #[track_caller]
     pub fn restore(&self, vm: &str, session: &Session, disk: usize) -> PathBuf {
+        self.restore_point(vm, session.point(), disk)
+    }
+
+    #[track_caller]
+    fn restore_point(&self, vm: &str, point: &str, disk: usize) -> PathBuf {
         let number = self.restores.fetch_add(1, Ordering::Relaxed);
         let to = self.scratch.join(format!("restored-{number}.raw"));
         let (to_text, disk) = (to.display().to_string(), disk.to_string());
@@ -199,7 +205,7 @@ impl Sphere {
             "--name",
             vm,
             "--point",
-            session.point(),
+            point,
             "--disk",
             &disk,
             "--to",
@@ -219,6 +225,16 @@ impl Sphere {
         let differences = oracle.differences(image, 5).expect("readable");
         assert!(differences.is_empty(), "{vm}, disk {number} differs at {differences:?}");
         std::fs::remove_file(&restored).expect("removable");
+    }
+
+    /// Asserts that the restored disk is what an idle machine's disk holds.
+    #[track_caller]
+    pub fn holds_now(&self, vm: &str, point: &str, number: usize, disk: DiskId) {
+        let restored = self.restore_point(&self.point_name(vm), point, number);
+        let restored = std::fs::read(&restored).expect("restored");
+        let mut now = vec![0; restored.len()];
+        self.sim.storage.read(disk, 0, &mut now).expect("readable");
+        assert!(restored == now, "{vm}, disk {number} differs");
     }
 
     /// The name under which a machine's points are kept.
@@ -250,4 +266,55 @@ impl Sphere {
         let left = std::fs::read_dir(&private).map_or(0, |entries| entries.count());
         assert_eq!(left, 0, "cookies are left in {}", private.display());
     }
+}
+
+/// Two machines with content, one of them with two disks, and a proxy.
+pub fn machines(seed: u64) -> Sphere {
+    let image = |name: &str, megabytes: u64, seed: u64| {
+        let path =
+            std::env::temp_dir().join(format!("gantry-{}-{name}-{seed}", std::process::id()));
+        crate::images::noise_disk(&path, megabytes << 20, seed);
+        path
+    };
+    let images = [image("a", 24, seed), image("b", 12, seed + 1), image("c", 8, seed + 2)];
+    let text = |path: &PathBuf| path.display().to_string();
+    let inventory = format!(
+        r#"
+        name = "vcenter.sim.example"
+        [[datacenter]]
+        name = "DC 0"
+        networks = ["VM Network"]
+        folders = ["Production"]
+        [[datacenter.cluster]]
+        name = "Cluster0"
+        hosts = ["esx0.sim.example"]
+        [[datacenter.datastore]]
+        name = "vmfs0"
+        [[datacenter.datastore]]
+        name = "nfs0"
+        kind = "NFS"
+        [[vm]]
+        name = "web"
+        folder = "Production"
+        guest_writes_per_second = 200
+        disk = [{{ image = "{}" }}, {{ image = "{}", datastore = "nfs0" }}]
+        [[vm]]
+        name = "idle"
+        cbt = true
+        disk = [{{ image = "{}" }}]
+        [[vm]]
+        name = "large"
+        cbt = true
+        disk = [{{ size_mib = 128 }}]
+        [[vm]]
+        name = "proxy"
+        disk = [{{ size_mib = 4 }}]
+        "#,
+        text(&images[0]),
+        text(&images[1]),
+        text(&images[2]),
+    );
+    let sphere = Sphere::new(&inventory, seed);
+    images.iter().for_each(|image| std::fs::remove_file(image).expect("removable"));
+    sphere
 }

@@ -1,65 +1,11 @@
 //! Machines of a simulated vCenter, backed up over every transport mode while their guests write:
 //! what comes back is the disk at the instant of the snapshot, and nothing is left behind.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use gantry_sim::storage::Fault;
 use gantry_tests::servers::DiskServer;
-use gantry_tests::vsphere::{Session, Sphere};
-
-const MIB: u64 = 1 << 20;
-
-/// Two machines with content, one of them with two disks, and a proxy.
-fn sphere(seed: u64) -> Sphere {
-    let image = |name: &str, megabytes: u64, seed: u64| {
-        let path =
-            std::env::temp_dir().join(format!("gantry-{}-{name}-{seed}", std::process::id()));
-        gantry_tests::images::noise_disk(&path, megabytes * MIB, seed);
-        path
-    };
-    let images = [image("a", 24, seed), image("b", 12, seed + 1), image("c", 8, seed + 2)];
-    let text = |path: &PathBuf| path.display().to_string();
-    let inventory = format!(
-        r#"
-        name = "vcenter.sim.example"
-        [[datacenter]]
-        name = "DC 0"
-        networks = ["VM Network"]
-        folders = ["Production"]
-        [[datacenter.cluster]]
-        name = "Cluster0"
-        hosts = ["esx0.sim.example"]
-        [[datacenter.datastore]]
-        name = "vmfs0"
-        [[datacenter.datastore]]
-        name = "nfs0"
-        kind = "NFS"
-        [[vm]]
-        name = "web"
-        folder = "Production"
-        guest_writes_per_second = 200
-        disk = [{{ image = "{}" }}, {{ image = "{}", datastore = "nfs0" }}]
-        [[vm]]
-        name = "idle"
-        cbt = true
-        disk = [{{ image = "{}" }}]
-        [[vm]]
-        name = "large"
-        cbt = true
-        disk = [{{ size_mib = 128 }}]
-        [[vm]]
-        name = "proxy"
-        disk = [{{ size_mib = 4 }}]
-        "#,
-        text(&images[0]),
-        text(&images[1]),
-        text(&images[2]),
-    );
-    let sphere = Sphere::new(&inventory, seed);
-    images.iter().for_each(|image| std::fs::remove_file(image).expect("removable"));
-    sphere
-}
+use gantry_tests::vsphere::{Session, Sphere, machines as sphere};
 
 fn proxy_uuid(sphere: &Sphere) -> String {
     let config = sphere.config("", "");

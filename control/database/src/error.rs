@@ -156,3 +156,11 @@ impl DatabaseError {
 pub(crate) fn unreadable(what: &str, error: impl std::fmt::Display) -> DatabaseError {
     DatabaseError::Sql(sqlx::Error::Decode(format!("{what}: {error}").into()))
 }
+
+impl From<DatabaseError> for gantry_common::failure::Failure {
+    fn from(error: DatabaseError) -> gantry_common::failure::Failure {
+        use gantry_common::failure::{Failure, FailureKind};
+        let kind = if error.is_refusal() { FailureKind::Usage } else { FailureKind::Internal };
+        Failure::new(kind, error.to_string())
+    }
+}

@@ -43,11 +43,17 @@ pub(super) struct Halt {
 impl Halt {
     /// Waits until there is a reason to stop.
     async fn halted(&mut self) -> Failure {
-        let wish = self.wish.wait_for(|wish| wish.stop().is_some());
-        let abandoned = self.abandoned.wait_for(|abandoned| *abandoned);
+        let stopped = async {
+            let wish = self.wish.wait_for(|wish| wish.stop().is_some()).await;
+            wish.ok().and_then(|wish| wish.stop().map(str::to_owned))
+        };
+        let abandoned =
+            async { self.abandoned.wait_for(|abandoned| *abandoned).await.ok().map(|_| ()) };
         tokio::select! {
-            Ok(wish) = wish => failed(FailureKind::Source, wish.stop().unwrap_or_default()),
-            Ok(_) = abandoned => failed(FailureKind::Source, "another disk of this machine failed"),
+            Some(why) = stopped => failed(FailureKind::Source, why),
+            Some(()) = abandoned => {
+                failed(FailureKind::Source, "another disk of this machine failed")
+            }
             else => std::future::pending().await,
         }
     }

@@ -105,12 +105,13 @@ async fn step<S: Site>(
             remove_snapshot(context, document).await?;
             let request = prepare::admission(context, document)?;
             let mut wish = context.site.wish();
+            let stopped = async {
+                let wish = wish.wait_for(|wish| wish.not_to_begin().is_some()).await;
+                wish.ok().and_then(|wish| wish.not_to_begin().map(str::to_owned))
+            };
             tokio::select! {
                 admitted = context.site.admit(request) => admitted?,
-                Ok(wish) = wish.wait_for(|wish| wish.not_to_begin().is_some()) => {
-                    let why = wish.not_to_begin().unwrap_or_default();
-                    return Err(failed(FailureKind::Source, why));
-                }
+                Some(why) = stopped => return Err(failed(FailureKind::Source, why)),
             }
             let prepared = prepare::prepare(context, &document.vm, document.full).await?;
             freeze(context, document, prepared).await

@@ -4,7 +4,7 @@
 //! Invariants: the child does not outlive this process; a line of its output is bounded; a child that is
 //! told to end and does not is killed. Must not: understand the work or the report.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -43,12 +43,12 @@ pub(super) enum End {
 
 /// Runs the program to its end.
 pub(super) async fn run(
-    program: PathBuf,
+    (program, identity): (PathBuf, PathBuf),
     work: Vec<u8>,
     mut orders: watch::Receiver<Orders>,
     mut on_progress: impl FnMut(Vec<DiskProgress>),
 ) -> TaskOutcome {
-    let mut child = match spawn(&program) {
+    let mut child = match spawn(&program, &identity) {
         Ok(child) => child,
         Err(error) => {
             return TaskOutcome::Died(format!("starting {} failed: {error}", program.display()));
@@ -86,9 +86,10 @@ pub(super) async fn run(
     outcome(told, ended, status)
 }
 
-fn spawn(program: &PathBuf) -> std::io::Result<Child> {
+fn spawn(program: &Path, identity: &Path) -> std::io::Result<Child> {
     let mut command = Command::new(program);
-    command.arg("work").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    command.args(["work", "--identity"]).arg(identity);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
     command.spawn()
 }
 

@@ -76,8 +76,14 @@ impl Site {
             tasks,
         };
         let mover = self.mover.clone();
-        let agent =
-            Agent::open(config, &ProxyConfig::default(), mover, None, self.path("mover")).unwrap();
+        let agent = Agent::open(
+            config,
+            &ProxyConfig::default(),
+            mover,
+            None,
+            (self.path("mover"), self.path("identity.pem")),
+        )
+        .unwrap();
         self.agent = Some(tokio::task::spawn_local(Rc::clone(&agent).run()));
         agent
     }

@@ -32,6 +32,14 @@ pub struct Arguments {
     pub command: Command,
 }
 
+/// Of `work`.
+#[derive(Debug, Args)]
+pub struct WorkArguments {
+    /// This mover's identity, where the work names none.
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+}
+
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -39,7 +47,7 @@ pub enum Command {
     Backup(Box<BackupArguments>),
     /// Back up as a control plane on this host says: reads the work (JSON) from standard input,
     /// writes progress and result as JSON lines. For `gantry`; a person wants `backup`.
-    Work,
+    Work(WorkArguments),
     /// Bring a disk of a restore point back.
     Restore(RestoreArguments),
     /// Look after a repository: init, list, show, verify, gc, repair, stat, rebuild-index.

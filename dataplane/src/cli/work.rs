@@ -12,27 +12,30 @@ use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::hex;
+use gantry_common::ids::PeerId;
 use gantry_common::limits;
 use gantry_common::source::SourceSpec;
 use gantry_common::wire::{SessionKind, TicketBytes, is_name};
 use gantry_common::work::{
-    BackupWork, DiskProgress, ORDER_BYTES_MAX, WORK_BYTES_MAX, WorkOrder, WorkReport,
+    BackupWork, DiskProgress, ORDER_BYTES_MAX, RepositoryAccess, WORK_BYTES_MAX, WorkOrder,
+    WorkReport,
 };
 use serde::Serialize;
 
-use super::arguments::{AccessArguments, TransportChoice};
-use super::{Use, connector, runtime, say, usage};
+use super::arguments::{AccessArguments, TransportChoice, WorkArguments};
+use super::{Use, connector, identity_of, runtime, say, usage};
 use crate::backup::{self, BackupOptions, BackupReport, BackupSource};
+use crate::connect::{Connector, Credentials, RepositoryAddress};
 use crate::host;
 use crate::stats::Progress;
-use crate::transport::Pacer;
+use crate::transport::{Pacer, TransportKind, Trust};
 
 /// Reads in flight for each worker.
 const QUEUE_DEPTH: usize = 4;
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-pub(super) fn run() -> Result<(), Failure> {
-    let result = work();
+pub(super) fn run(arguments: &WorkArguments) -> Result<(), Failure> {
+    let result = work(arguments);
     match &result {
         Ok(report) => tell(&WorkReport::Done { report }),
         Err(failure) => {
@@ -42,14 +45,9 @@ pub(super) fn run() -> Result<(), Failure> {
     result.map(drop)
 }
 
-fn work() -> Result<BackupReport, Failure> {
+fn work(arguments: &WorkArguments) -> Result<BackupReport, Failure> {
     let work = read()?;
-    let access = AccessArguments {
-        identity: work.repository.identity.clone(),
-        peer: work.repository.peer.clone(),
-        transport: TransportChoice::Auto,
-    };
-    let connector = connector(&work.repository.address, &access, Use::Write)?;
+    let connector = reach(&work.repository, arguments)?;
     let pacer = Pacer::unlimited();
     pacer.set_rate(work.rate.and_then(NonZeroU64::new));
     let options = options(work)?;
@@ -67,6 +65,23 @@ fn work() -> Result<BackupReport, Failure> {
     });
     drop(ticker);
     report
+}
+
+/// The way to the repository.
+fn reach(repository: &RepositoryAccess, arguments: &WorkArguments) -> Result<Connector, Failure> {
+    let identity = repository.identity.clone().or(arguments.identity.clone());
+    let (peer, transport) = (repository.peer.clone(), TransportChoice::Auto);
+    let access = AccessArguments { identity, peer, transport };
+    let Some(pin) = &repository.pin else {
+        return connector(&repository.address, &access, Use::Write);
+    };
+    let RepositoryAddress::Remote(address) = repository.address.parse()? else {
+        return Err(usage("a repository in a folder has no pin"));
+    };
+    let pin: PeerId = pin.parse().map_err(|error| usage(format!("pin: {error}")))?;
+    let identity = identity_of(&access)?;
+    let credentials = Box::new(Credentials { identity, trust: Trust::of_pins([pin]) });
+    Ok(Connector::Remote { address, credentials, kind: TransportKind::Auto })
 }
 
 fn read() -> Result<BackupWork, Failure> {

@@ -1,0 +1,208 @@
+//! gantryd: the thin control plane as a service.
+//!
+//! In: a state folder, addresses to listen on. Out: sessions that run, the fleet of movers, the REST
+//! API. [`Parts`] is what everything shares: configuration database, fleet, scheduler, ledger, vCenters.
+//! Invariant: what was about to be done is written down before; a start goes on with what an
+//! interrupted gantryd left, and undoes what nobody wants any more. Must not: touch block data.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::ids::PeerId;
+use gantry_database::model::{
+    EventRecord, Id, Proxy, Repository, SessionRecord, SessionResult, Severity, VmRunRecord,
+};
+use gantry_database::{Database, Page};
+use gantry_scheduler::DatastoreName;
+use tokio::sync::watch;
+
+pub mod dispatcher;
+mod facts;
+pub mod journal;
+pub mod live;
+mod registry;
+pub mod sessions;
+pub mod settings;
+mod site;
+pub mod start;
+pub mod vcenters;
+
+use self::dispatcher::Dispatcher;
+use self::journal::EventWriter;
+use self::live::{Change, Live};
+use self::vcenters::VCenters;
+use crate::fleet::{Fleet, MoverView};
+use crate::ledger::Ledger;
+use crate::run::site::{Proxy as RunProxy, Wish};
+use crate::run::{failed, now_ms};
+
+/// Records of one kind that are read at once.
+const RECORDS_MAX: u32 = 1000;
+
+/// What everything shares. Cloning is cheap.
+#[derive(Clone)]
+pub struct Parts {
+    /// Configuration and sessions.
+    pub database: Database,
+    /// The movers.
+    pub fleet: Fleet,
+    /// The scheduler.
+    pub dispatcher: Dispatcher,
+    /// What stands in vSphere until it is undone.
+    pub ledger: Arc<Ledger>,
+    /// The log.
+    pub events: EventWriter,
+    /// What runs right now.
+    pub live: Live,
+    /// The vCenters.
+    pub vcenters: VCenters,
+    /// Where state is kept.
+    pub state: PathBuf,
+    known: Arc<RwLock<Known>>,
+    running: Arc<Mutex<BTreeMap<Id, watch::Sender<Wish>>>>,
+}
+
+/// Records that are looked at all the time.
+#[derive(Debug, Default)]
+struct Known {
+    proxies: Vec<Proxy>,
+    repositories: Vec<Repository>,
+}
+
+impl Parts {
+    /// Reads proxies and repositories anew: after each change of them, and at the start.
+    ///
+    /// # Errors
+    /// Of the database.
+    pub async fn refresh(&self) -> Result<(), Failure> {
+        let page = Page::first(RECORDS_MAX);
+        let proxies = self.database.list::<Proxy>(&page).await?;
+        let repositories = self.database.list::<Repository>(&page).await?;
+        let known = Known {
+            proxies: proxies.into_iter().map(|stored| stored.value).collect(),
+            repositories: repositories.into_iter().map(|stored| stored.value).collect(),
+        };
+        let gone: Vec<String> = {
+            let mut held = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            let is_left = |old: &Proxy| known.proxies.iter().any(|new| new.name == old.name);
+            let gone = held.proxies.iter().filter(|old| !is_left(old));
+            let gone = gone.map(|proxy| proxy.name.clone()).collect();
+            *held = known;
+            gone
+        };
+        gone.iter().for_each(|name| self.dispatcher.remove_proxy(&name.as_str().into()));
+        self.tell_scheduler();
+        Ok(())
+    }
+
+    /// By which name the scheduler knows a datastore.
+    pub fn datastore_name(&self, vcenter: &str, datastore: &str) -> DatastoreName {
+        format!("{vcenter}/{datastore}").into()
+    }
+
+    /// Every proxy that is in service and whose mover is connected.
+    pub fn proxies(&self) -> Vec<RunProxy> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let connected = |proxy: &&Proxy| proxy.enabled && self.view(proxy.mover).is_some();
+        let there = known.proxies.iter().filter(connected);
+        there
+            .map(|proxy| {
+                let facts =
+                    facts::proxy_facts(proxy, self.view(proxy.mover).as_ref(), &self.vcenters);
+                RunProxy { id: proxy.name.clone(), facts }
+            })
+            .collect()
+    }
+
+    /// The mover of a proxy, if it is connected.
+    pub fn mover_of_proxy(&self, name: &str) -> Option<MoverView> {
+        self.view(self.known_mover_of_proxy(name)?)
+    }
+
+    /// The key of a proxy's mover.
+    pub fn known_mover_of_proxy(&self, name: &str) -> Option<PeerId> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.proxies.iter().find(|proxy| proxy.name == name).map(|proxy| proxy.mover)
+    }
+
+    /// Names of proxies by their ids.
+    pub fn proxy_names(&self, ids: &[Id]) -> BTreeSet<String> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let chosen = known.proxies.iter().filter(|proxy| ids.contains(&proxy.id));
+        chosen.map(|proxy| proxy.name.clone()).collect()
+    }
+
+    /// A repository's record.
+    ///
+    /// # Errors
+    /// There is none of this id.
+    pub fn repository(&self, id: Id) -> Result<Repository, Failure> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let found = known.repositories.iter().find(|repository| repository.id == id);
+        found.cloned().ok_or_else(|| {
+            failed(FailureKind::Usage, format!("there is no repository {id} (any more)"))
+        })
+    }
+
+    /// A mover that is connected.
+    fn view(&self, pin: PeerId) -> Option<MoverView> {
+        let mut movers = self.fleet.movers().into_iter();
+        movers.find(|mover| mover.pin == pin && mover.connected_since_ms.is_some())
+    }
+
+    /// A line of a session's log.
+    pub fn say(&self, session: Id, severity: Severity, text: &str) {
+        let (vm, disk, time_ms) = (None, None, now_ms());
+        self.events.say(EventRecord {
+            session,
+            vm,
+            disk,
+            time_ms,
+            severity,
+            text: text.to_owned(),
+        });
+    }
+
+    async fn runs_of(&self, session: Id) -> Result<Vec<VmRunRecord>, Failure> {
+        Ok(self.database.vm_runs(session).await?)
+    }
+
+    async fn add_runs(&self, session: Id, runs: &[VmRunRecord]) -> Result<(), Failure> {
+        Ok(self.database.add_vm_runs(session, runs).await?)
+    }
+
+    /// Begins a session that is written down, or goes on with one.
+    pub fn begin(&self, record: SessionRecord) {
+        let (sender, wish) = watch::channel(Wish::GoOn);
+        let id = record.id;
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
+        self.live.tell(Change::State { session: id });
+        tokio::spawn(sessions::run(self.clone(), record, wish));
+    }
+
+    /// Tells a session to end; false: it does not run.
+    pub fn stop(&self, session: Id, wish: Wish) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(&session).is_some_and(|sender| sender.send(wish).is_ok())
+    }
+
+    /// Sessions that run.
+    pub fn running(&self) -> Vec<Id> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Writes a session's end down.
+    async fn finish(&self, record: SessionRecord) {
+        self.events.flush().await;
+        let result = record.result.unwrap_or(SessionResult::Failed);
+        let (reason, totals) = (record.reason.as_deref(), &record.totals);
+        let done = self.database.finish_session(record.id, result, reason, totals, now_ms()).await;
+        if let Err(error) = done {
+            tracing::error!("session {}: its end could not be kept: {error}", record.id);
+        }
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&record.id);
+        self.live.tell(Change::State { session: record.id });
+    }
+}

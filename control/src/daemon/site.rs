@@ -1,0 +1,422 @@
+//! The site of a run under gantryd: the fleet's proxies, the scheduler's places, the database.
+//!
+//! In: the wishes of one run. Out: the same, from the parts of the service. A run that was interrupted
+//! queues anew for the disks that are not durable yet. Must not:
+//! know anything about vSphere.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use gantry_common::control::TaskOutcome;
+use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::ids::{PeerId, SessionId, TaskId};
+use gantry_common::secret::Secret;
+use gantry_common::work::{DiskProgress, RepositoryAccess};
+use gantry_scheduler::{
+    Assignment, DiskRequest, ProxyName, SessionVm, TaskId as Number, VmRequest,
+};
+use gantry_transport::Rights;
+use tokio::sync::{mpsc, watch};
+
+use super::Parts;
+use super::dispatcher::Turn;
+use super::journal::RunJournal;
+use crate::fleet::{self, TaskHandle};
+use crate::mover::{PointDisk, PointFacts};
+use crate::run::document::RunDocument;
+use crate::run::failed;
+use crate::run::site::{
+    AdmitDisk, AdmitRequest, PlaceRequest, Placement, Proxy, Release, Severity, Site, Task,
+    TaskEvent, Wish,
+};
+use crate::transport::TransportMode;
+
+/// How long a mover that is lost (silent for 30 s) is waited for before another proxy goes on.
+const MOVER_BACK_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+/// Name of the file with the session's cookie.
+const COOKIE: &str = "cookie";
+/// How long a ticket is good: longer than a disk takes; it is void once its session has ended.
+const TICKET_VALID: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+
+/// What is fixed for a run.
+pub struct RunPlace {
+    /// For the scheduler: the session and the machine.
+    pub machine: SessionVm,
+    /// The job's name.
+    pub job: String,
+    /// Its priority.
+    pub priority: u8,
+    /// Proxies that the job allows, by name; none: all.
+    pub proxies: BTreeSet<String>,
+    /// Modes that the job allows; none: all.
+    pub modes: Vec<TransportMode>,
+    /// Which vCenter: keeps datastores of the same name apart.
+    pub vcenter: String,
+    /// Name of the repository.
+    pub repository: String,
+    /// Its mover.
+    pub repository_mover: PeerId,
+    /// `gantry://HOST:PORT`.
+    pub repository_address: String,
+}
+
+/// What the scheduler has said so far.
+#[derive(Debug, Default)]
+struct Turns {
+    may_freeze: bool,
+    assigned: BTreeMap<Number, Assignment>,
+    hopeless: Option<String>,
+}
+
+/// The site of one run.
+pub struct FleetSite {
+    parts: Parts,
+    place: RunPlace,
+    journal: RunJournal,
+    wish: watch::Receiver<Wish>,
+    turns: watch::Sender<Turns>,
+    /// The scheduler's number of each disk, by device key; empty before the run has queued.
+    numbers: Mutex<BTreeMap<i32, Number>>,
+    /// Cookies of tasks that are about to be started.
+    cookies: Mutex<BTreeMap<TaskId, Secret>>,
+    started: Mutex<BTreeSet<TaskId>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FleetSite {
+    /// A site for one run.
+    pub fn new(
+        parts: Parts,
+        place: RunPlace,
+        journal: RunJournal,
+        wish: watch::Receiver<Wish>,
+    ) -> FleetSite {
+        FleetSite {
+            parts,
+            place,
+            journal,
+            wish,
+            turns: watch::Sender::default(),
+            numbers: Mutex::default(),
+            cookies: Mutex::default(),
+            started: Mutex::default(),
+        }
+    }
+
+    /// The run has ended: its places are given back.
+    pub fn leave(&self) {
+        let numbers: Vec<Number> = locked(&self.numbers).values().copied().collect();
+        self.parts.dispatcher.leave(&self.place.machine, &numbers);
+    }
+
+    /// Queues the disks of a run that goes on after gantryd was interrupted.
+    ///
+    /// # Errors
+    /// The queue is full.
+    pub fn queue_again(&self, document: &RunDocument) -> Result<(), Failure> {
+        let disks = document.frozen.iter().flat_map(|frozen| &frozen.disks);
+        let left = disks.filter(|disk| disk.report().is_none()).map(|disk| AdmitDisk {
+            key: disk.key,
+            datastore: disk.datastore.clone(),
+            size_bytes: disk.size_bytes,
+        });
+        match left.collect::<Vec<_>>() {
+            none if none.is_empty() => Ok(()),
+            left => self.queue(&left),
+        }
+    }
+
+    /// Queues the machine with the disks that need a place.
+    fn queue(&self, disks: &[AdmitDisk]) -> Result<(), Failure> {
+        let numbers = self.parts.dispatcher.numbers(disks.len());
+        let keyed: BTreeMap<i32, Number> =
+            disks.iter().map(|disk| disk.key).zip(numbers.iter().copied()).collect();
+        let requests = disks.iter().zip(&numbers).map(|(disk, number)| DiskRequest {
+            task: *number,
+            datastore: self.parts.datastore_name(&self.place.vcenter, &disk.datastore),
+            read_bytes: disk.size_bytes,
+            refused: BTreeSet::new(),
+        });
+        let modes: Vec<TransportMode> = match self.place.modes.as_slice() {
+            [] => TransportMode::ALL.to_vec(),
+            some => some.to_vec(),
+        };
+        let request = VmRequest {
+            session: self.place.machine.session.clone(),
+            job: self.place.job.as_str().into(),
+            priority: self.place.priority,
+            vm: self.place.machine.vm.clone(),
+            repositories: vec![self.place.repository.as_str().into()],
+            // What an incremental takes is not known before the snapshot; a fraction is a fair guess,
+            // and the repository's minimum of free space is kept in any case.
+            store_bytes: disks.iter().map(|disk| disk.size_bytes / 8).sum(),
+            modes: modes.into_iter().collect(),
+            proxies: self.place.proxies.iter().map(|name| ProxyName::from(name.as_str())).collect(),
+            disks: requests.collect(),
+        };
+        let turns = self.parts.dispatcher.add(request);
+        let turns = turns.map_err(|error| failed(FailureKind::Source, error))?;
+        *locked(&self.numbers) = keyed;
+        self.listen(turns);
+        Ok(())
+    }
+
+    /// Takes the scheduler's words in, and logs what it waits for.
+    fn listen(&self, mut turns: mpsc::UnboundedReceiver<Turn>) {
+        let (state, journal) = (self.turns.clone(), self.journal.clone());
+        tokio::spawn(async move {
+            while let Some(turn) = turns.recv().await {
+                match turn {
+                    Turn::SnapshotNow(reason) => {
+                        journal.say(Severity::Info, None, &format!("its turn has come: {reason}"));
+                        state.send_modify(|turns| turns.may_freeze = true);
+                    }
+                    Turn::Assigned(assignment) => state.send_modify(|turns| {
+                        turns.hopeless = None;
+                        turns.assigned.insert(assignment.task, assignment);
+                    }),
+                    Turn::Held { reason, is_hopeless, .. } => {
+                        journal.say(Severity::Info, None, &format!("waits: {reason}"));
+                        state.send_modify(|turns| turns.hopeless = is_hopeless.then_some(reason));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Waits for the scheduler to say something that `look` accepts.
+    async fn wait<T>(
+        &self,
+        mut look: impl FnMut(&mut Turns) -> Option<T> + Send,
+    ) -> Result<T, Failure>
+    where
+        T: Send,
+    {
+        let mut changes = self.turns.subscribe();
+        loop {
+            let mut found = None;
+            self.turns.send_if_modified(|turns| {
+                found = Some(match look(turns) {
+                    Some(value) => Ok(value),
+                    None => Err(turns.hopeless.clone()),
+                });
+                false
+            });
+            match found {
+                Some(Ok(value)) => return Ok(value),
+                Some(Err(Some(reason))) => return Err(failed(FailureKind::Source, reason)),
+                Some(Err(None)) | None => {}
+            }
+            let changed = changes.changed().await;
+            changed.map_err(|_| failed(FailureKind::Internal, "the scheduler is gone"))?;
+        }
+    }
+
+    fn mover(&self, proxy: &str) -> Result<fleet::MoverView, Failure> {
+        self.parts
+            .mover_of_proxy(proxy)
+            .ok_or_else(|| failed(FailureKind::Network, format!("proxy {proxy} is not connected")))
+    }
+}
+
+impl Site for FleetSite {
+    type Task = FleetTask;
+
+    fn say(&self, severity: Severity, disk: Option<&str>, text: &str) {
+        self.journal.say(severity, disk, text);
+    }
+
+    fn progress(&self, key: i32, progress: &DiskProgress) {
+        self.journal.progress(key, progress);
+    }
+
+    async fn save(&self, document: &RunDocument) -> Result<(), Failure> {
+        self.journal.save(document).await
+    }
+
+    async fn admit(&self, request: AdmitRequest) -> Result<(), Failure> {
+        self.queue(&request.disks)?;
+        self.wait(|turns| turns.may_freeze.then_some(())).await?;
+        self.parts.dispatcher.opened(&self.place.machine);
+        Ok(())
+    }
+
+    fn wish(&self) -> watch::Receiver<Wish> {
+        self.wish.clone()
+    }
+
+    async fn points(&self, name: &str) -> Result<Vec<PointFacts>, Failure> {
+        let points = self.parts.fleet.points(self.place.repository_mover, name, false).await?;
+        let disk = |disk: gantry_common::wire::DiskSummary| PointDisk {
+            identity: disk.identity,
+            size_bytes: disk.size_bytes,
+            change_id: disk.change_id,
+        };
+        let facts = points.into_iter().map(|point| PointFacts {
+            point: point.point.to_string(),
+            created_ms: point.created_ms,
+            disks: point.disks.into_iter().map(disk).collect(),
+        });
+        Ok(facts.collect())
+    }
+
+    fn proxies(&self) -> Vec<Proxy> {
+        let allowed =
+            |name: &str| self.place.proxies.is_empty() || self.place.proxies.contains(name);
+        let all = self.parts.proxies();
+        all.into_iter().filter(|proxy| allowed(&proxy.id)).collect()
+    }
+
+    async fn place(&self, request: PlaceRequest) -> Result<Placement, Failure> {
+        let number = locked(&self.numbers).get(&request.key).copied();
+        let number = number.ok_or_else(|| {
+            failed(FailureKind::Internal, format!("{} was not queued", request.label))
+        })?;
+        // A run that goes on after gantryd was interrupted has its snapshot already.
+        self.wait(|turns| turns.may_freeze.then_some(())).await?;
+        self.parts.dispatcher.opened(&self.place.machine);
+        loop {
+            let assignment = self.wait(|turns| turns.assigned.remove(&number)).await?;
+            let (proxy, mode) = (assignment.proxy.to_string(), assignment.mode);
+            let roads = request.candidates.iter().find(|(id, _)| *id == proxy);
+            match roads.is_some_and(|(_, roads)| roads.iter().any(|road| road.mode == mode)) {
+                true => {
+                    let reason = assignment.reason.to_string();
+                    return Ok(Placement { proxy, mode, reason });
+                }
+                // The scheduler knows datastores; what is special about this disk is known here.
+                false => self.parts.dispatcher.road_failed(number),
+            }
+        }
+    }
+
+    fn release(&self, key: i32, release: Release) {
+        let Some(number) = locked(&self.numbers).get(&key).copied() else { return };
+        match release {
+            Release::Held | Release::GivenUp => self.parts.dispatcher.finished(number),
+            Release::RoadFailed => self.parts.dispatcher.road_failed(number),
+            Release::Lost => self.parts.dispatcher.interrupted(number),
+        }
+    }
+
+    async fn access(
+        &self,
+        proxy: &str,
+        session: SessionId,
+        name: &str,
+    ) -> Result<RepositoryAccess, Failure> {
+        let pin = self.mover(proxy)?.pin;
+        let (repository, rights) = (self.place.repository_mover, Rights::BACKUP);
+        let ticket =
+            self.parts.fleet.ticket(repository, session, pin, name, rights, TICKET_VALID).await?;
+        Ok(RepositoryAccess {
+            address: self.place.repository_address.clone(),
+            ticket: Some(ticket),
+            pin: Some(repository.to_string()),
+            ..RepositoryAccess::default()
+        })
+    }
+
+    fn credential_path(&self, proxy: &str, task: TaskId) -> Result<PathBuf, Failure> {
+        let folder = self.mover(proxy)?.facts.private_folder;
+        Ok(PathBuf::from(folder).join(task.to_string()).join(COOKIE))
+    }
+
+    async fn set_credential(
+        &self,
+        proxy: &str,
+        task: TaskId,
+        content: Secret,
+    ) -> Result<(), Failure> {
+        let _ = proxy;
+        let is_started = locked(&self.started).contains(&task);
+        if is_started {
+            return self.parts.fleet.set_credential(task, COOKIE, content);
+        }
+        locked(&self.cookies).insert(task, content);
+        Ok(())
+    }
+
+    async fn start(&self, proxy: &str, task: TaskId, work: Vec<u8>) -> Result<FleetTask, Failure> {
+        let mover = self.mover(proxy)?.pin;
+        let cookie = locked(&self.cookies).remove(&task);
+        let credentials = cookie.into_iter().map(|cookie| (COOKIE.to_owned(), cookie)).collect();
+        let handle = self.parts.fleet.run_task(mover, task, work, credentials)?;
+        locked(&self.started).insert(task);
+        Ok(FleetTask { handle, proxy: proxy.to_owned(), lost: false })
+    }
+
+    async fn adopt(&self, proxy: &str, task: TaskId) -> Result<FleetTask, Failure> {
+        let mover = self.parts.known_mover_of_proxy(proxy).ok_or_else(|| {
+            failed(FailureKind::Network, format!("proxy {proxy} is not known any more"))
+        })?;
+        let handle = self.parts.fleet.adopt_task(mover, task)?;
+        locked(&self.started).insert(task);
+        if let Some(cookie) = locked(&self.cookies).remove(&task) {
+            self.parts.fleet.set_credential(task, COOKIE, cookie)?;
+        }
+        Ok(FleetTask { handle, proxy: proxy.to_owned(), lost: false })
+    }
+
+    async fn stop(&self, _: &str, task: TaskId) {
+        self.parts.fleet.stop(task);
+    }
+
+    fn forget(&self, proxy: &str, task: TaskId) {
+        locked(&self.started).remove(&task);
+        locked(&self.cookies).remove(&task);
+        if let Some(mover) = self.parts.known_mover_of_proxy(proxy) {
+            self.parts.fleet.forget(mover, task);
+        }
+    }
+}
+
+/// A task on a mover of the fleet.
+pub struct FleetTask {
+    handle: TaskHandle,
+    proxy: String,
+    /// Its mover is silent.
+    lost: bool,
+}
+
+impl Task for FleetTask {
+    async fn next(&mut self) -> TaskEvent {
+        loop {
+            let event = if self.lost {
+                match tokio::time::timeout(MOVER_BACK_WITHIN, self.handle.next()).await {
+                    Ok(event) => event,
+                    Err(_) => {
+                        return TaskEvent::Lost(format!("proxy {} is gone", self.proxy));
+                    }
+                }
+            } else {
+                self.handle.next().await
+            };
+            match event {
+                fleet::TaskEvent::Progress(disks) => return TaskEvent::Progress(disks),
+                fleet::TaskEvent::MoverLost { .. } => self.lost = true,
+                fleet::TaskEvent::MoverBack => self.lost = false,
+                fleet::TaskEvent::Ended(outcome) => return ended(outcome, &self.proxy),
+            }
+        }
+    }
+}
+
+fn ended(outcome: TaskOutcome, proxy: &str) -> TaskEvent {
+    match outcome {
+        TaskOutcome::Done(report) => match serde_json::from_slice(&report) {
+            Ok(report) => TaskEvent::Done(report),
+            Err(error) => TaskEvent::Failed(failed(
+                FailureKind::Internal,
+                format!("proxy {proxy} reported what is no JSON: {error}"),
+            )),
+        },
+        TaskOutcome::Failed(failure) => TaskEvent::Failed(failure),
+        TaskOutcome::Stopped => TaskEvent::Stopped,
+        TaskOutcome::Died(why) => TaskEvent::Lost(format!("proxy {proxy}: {why}")),
+    }
+}

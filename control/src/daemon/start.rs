@@ -1,0 +1,160 @@
+//! Starts gantryd's parts and goes on with what an interrupted gantryd left.
+//!
+//! In: [`StartOptions`]. Out: [`Parts`] at work: movers are listened to, unfinished sessions go on,
+//! what nobody goes on with is undone as soon as its vCenter is reached. Invariant: one gantryd at a
+//! time works on a state folder.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::ids::TaskId;
+use gantry_database::Database;
+use gantry_database::model::SessionKind;
+
+use super::Parts;
+use super::dispatcher::Dispatcher;
+use super::journal::EventWriter;
+use super::live::Live;
+use super::registry::DatabaseRegistry;
+use super::vcenters::VCenters;
+use crate::authority::Authority;
+use crate::fleet::Fleet;
+use crate::fleet::enrolment::{Addresses, Enrolment};
+use crate::ledger::Ledger;
+use crate::run::document::{RunDocument, TaskState};
+use crate::run::{failed, now_ms};
+
+/// What movers are told gantryd is.
+const SOFTWARE: &str = concat!("gantryd ", env!("CARGO_PKG_VERSION"));
+/// Between two looks at movers' load and repositories' free space.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Between two tries to undo what was left.
+const CLEAN_EVERY: Duration = Duration::from_secs(600);
+
+/// How gantryd is started.
+#[derive(Debug, Clone)]
+pub struct StartOptions {
+    /// Folder of its state.
+    pub state: PathBuf,
+    /// Where movers connect.
+    pub control: SocketAddr,
+    /// Names and addresses by which it is reached; the first is the one that movers demand.
+    pub names: Vec<String>,
+    /// How its REST API is reached: `https://HOST:PORT`.
+    pub url: String,
+}
+
+/// gantryd at work.
+pub struct Started {
+    /// Its parts.
+    pub parts: Parts,
+    /// Its certificates.
+    pub authority: Arc<Authority>,
+    /// Lets movers in.
+    pub enrolment: Arc<Enrolment>,
+}
+
+/// Starts.
+///
+/// # Errors
+/// The state folder is in use or damaged, an address is taken.
+pub async fn start(options: &StartOptions) -> Result<Started, Failure> {
+    let state = &options.state;
+    private_folder(state)?;
+    let ledger = Arc::new(Ledger::open(&state.join("ledger"))?);
+    let database = Database::open(&state.join("database")).await?;
+    let authority = Arc::new(Authority::open(&state.join("authority"), &options.names, now_ms())?);
+    let trust = authority.trust().map_err(|error| failed(FailureKind::Internal, error))?;
+    let registry = Arc::new(DatabaseRegistry(database.clone()));
+    let listening = Arc::clone(&registry);
+    let fleet = Fleet::start(options.control, SOFTWARE, &authority.identity(), &trust, listening);
+    let fleet = fleet.map_err(|error| failed(FailureKind::Usage, error))?;
+    let host = options.names.first().map_or("localhost", String::as_str);
+    let control = format!("{host}:{}", fleet.address().port());
+    let addresses = Addresses { url: options.url.clone(), control };
+    let store = Arc::clone(&registry);
+    let enrolment = Enrolment::new(Arc::clone(&authority), store, registry, addresses);
+    let live = Live::default();
+    let parts = Parts {
+        database: database.clone(),
+        fleet,
+        dispatcher: Dispatcher::new(),
+        ledger: Arc::clone(&ledger),
+        events: EventWriter::start(database.clone(), live.clone()),
+        live,
+        vcenters: VCenters::new(database, ledger, state.clone()),
+        state: state.clone(),
+        known: Arc::default(),
+        running: Arc::default(),
+    };
+    parts.refresh().await?;
+    go_on(&parts).await?;
+    tokio::spawn(look_after(parts.clone()));
+    Ok(Started { parts, authority, enrolment: Arc::new(enrolment) })
+}
+
+fn private_folder(folder: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| failed(FailureKind::Usage, format!("{}: {error}", folder.display())))
+}
+
+/// Takes up the sessions that an interrupted gantryd left.
+async fn go_on(parts: &Parts) -> Result<(), Failure> {
+    for record in parts.database.unfinished_sessions().await? {
+        if record.kind == SessionKind::Backup {
+            tracing::warn!("session {} of {} goes on", record.id, record.name);
+            parts.begin(record);
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the scheduler's facts current, forgets tasks that nobody owns, undoes what was left.
+async fn look_after(parts: Parts) {
+    let mut changes = parts.fleet.changes();
+    let mut cleaned = tokio::time::Instant::now();
+    loop {
+        let pause = tokio::time::sleep(LOOK_EVERY);
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = pause => {}
+        }
+        parts.tell_scheduler();
+        if let Err(failure) = forget_orphans(&parts).await {
+            tracing::warn!("{failure}");
+        }
+        if cleaned.elapsed() > CLEAN_EVERY {
+            cleaned = tokio::time::Instant::now();
+            parts.vcenters.clean_all().await;
+        }
+    }
+}
+
+/// Tasks of an earlier life of gantryd that no unfinished run goes on with.
+async fn forget_orphans(parts: &Parts) -> Result<(), Failure> {
+    let movers = parts.fleet.movers();
+    if movers.iter().all(|mover| mover.orphans.is_empty()) {
+        return Ok(());
+    }
+    let runs = parts.database.unfinished_vm_runs().await?;
+    let documents =
+        runs.into_iter().filter_map(|run| serde_json::from_value::<RunDocument>(run.document).ok());
+    let wanted: Vec<TaskId> = documents
+        .flat_map(|document| document.frozen.map(|frozen| frozen.disks).unwrap_or_default())
+        .filter_map(|disk| match disk.state {
+            TaskState::Running { task, .. } => Some(task),
+            _ => None,
+        })
+        .collect();
+    for mover in movers {
+        for task in mover.orphans.iter().filter(|task| !wanted.contains(task)) {
+            parts.fleet.stop(*task);
+            parts.fleet.forget(mover.pin, *task);
+        }
+    }
+    Ok(())
+}

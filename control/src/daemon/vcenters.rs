@@ -1,0 +1,173 @@
+//! The vCenters of the service: one broker each, opened when it is first needed, and what is undone
+//! there on the way.
+//!
+//! In: records and passwords of the database. Out: [`OpenVCenter`]s with current facts. Before one is
+//! used, what an interrupted gantryd left there and nobody goes on with is undone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::ids::SessionId;
+use gantry_common::source::ServerTrust;
+use gantry_database::Database;
+use gantry_database::model::{Id, VCenter as Record};
+use gantry_http::{Endpoint, Trust};
+
+use crate::broker::Broker;
+use crate::config;
+use crate::ledger::Ledger;
+use crate::limits;
+use crate::run::removal::remove_stranded;
+use crate::run::undo::undo_all;
+use crate::run::{failed, vcenter_id};
+use crate::vcenter::{Settings, VCenter};
+
+/// How long the inventory may take at first.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+
+/// A vCenter at work.
+pub struct OpenVCenter {
+    /// Its instance UUID.
+    pub id: String,
+    /// Its facts.
+    pub broker: Broker,
+    /// Where it is reached.
+    pub endpoint: Endpoint,
+    /// Whose certificate it shows.
+    pub trust: ServerTrust,
+    /// This installation and it, for snapshots' marks.
+    pub owner: String,
+}
+
+/// All of them. Cloning is cheap.
+#[derive(Clone)]
+pub struct VCenters {
+    database: Database,
+    ledger: Arc<Ledger>,
+    state: PathBuf,
+    open: Arc<Mutex<BTreeMap<Id, Arc<OpenVCenter>>>>,
+    /// One is opened at a time.
+    opening: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl VCenters {
+    /// None is open yet.
+    pub fn new(database: Database, ledger: Arc<Ledger>, state: PathBuf) -> VCenters {
+        let (open, opening) = (Arc::default(), Arc::default());
+        VCenters { database, ledger, state, open, opening }
+    }
+
+    fn found(&self, id: Id) -> Option<Arc<OpenVCenter>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<OpenVCenter>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.values().cloned().collect()
+    }
+
+    /// Instance UUIDs of those that are open.
+    pub fn ids(&self) -> Vec<String> {
+        self.all().iter().map(|vcenter| vcenter.id.clone()).collect()
+    }
+
+    /// Names of the datastores that the host of a proxy's machine reaches.
+    pub fn datastores_of_proxy(&self, instance_uuid: &str) -> BTreeSet<String> {
+        let of = |vcenter: &Arc<OpenVCenter>| {
+            vcenter.broker.read(|cache| {
+                let (_, facts) = cache.vm_by_instance_uuid(instance_uuid)?;
+                let host = cache.host(facts.host.as_ref()?)?;
+                let name = |moref| Some(cache.datastore(moref)?.name.to_string());
+                Some(host.datastores.iter().filter_map(name).collect::<BTreeSet<_>>())
+            })
+        };
+        self.all().iter().find_map(of).unwrap_or_default()
+    }
+
+    /// A vCenter by its record's id, opened if it is not.
+    ///
+    /// # Errors
+    /// It is not configured, cannot be reached, or refuses.
+    pub async fn open(&self, id: Id) -> Result<Arc<OpenVCenter>, Failure> {
+        if let Some(found) = self.found(id) {
+            found
+                .broker
+                .ready(READY_WITHIN)
+                .await
+                .map_err(|text| failed(FailureKind::Network, text))?;
+            return Ok(found);
+        }
+        let _one = self.opening.lock().await;
+        if let Some(found) = self.found(id) {
+            return Ok(found);
+        }
+        let record = self.database.get::<Record>(id).await?.value;
+        let opened = Arc::new(self.connect(&record).await?);
+        self.clean(&opened).await?;
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    /// A record was changed or deleted: it is opened anew when it is needed next.
+    pub fn close(&self, id: Id) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Logs in and waits for the inventory.
+    ///
+    /// # Errors
+    /// As any call.
+    pub async fn connect(&self, record: &Record) -> Result<OpenVCenter, Failure> {
+        let endpoint = config::endpoint(&record.url)?;
+        let password = self.database.secret(&record.password()).await?.ok_or_else(|| {
+            failed(FailureKind::Usage, format!("vCenter {} has no password", record.name))
+        })?;
+        let trust = match &record.trust {
+            ServerTrust::Thumbprint(text) => Trust::Sha256Thumbprint(
+                text.parse().map_err(|error| failed(FailureKind::Usage, error))?,
+            ),
+            ServerTrust::CaPem(pem) => Trust::CaPem(pem.clone().into_bytes()),
+        };
+        let settings = Settings::new(endpoint.clone(), trust, &record.user, password);
+        let vcenter = VCenter::new(settings).map_err(|error| error.failure())?;
+        let id = vcenter_id(&vcenter).await?;
+        let owner = config::owner(&self.state, &id)?;
+        let broker = Broker::start(vcenter);
+        broker.ready(READY_WITHIN).await.map_err(|text| failed(FailureKind::Network, text))?;
+        Ok(OpenVCenter { id, broker, endpoint, trust: record.trust.clone(), owner })
+    }
+
+    /// Undoes what nobody goes on with: at first, and again from time to time.
+    ///
+    /// # Errors
+    /// Of ledger and database; what cannot be undone stays, and is told.
+    pub async fn clean(&self, vcenter: &OpenVCenter) -> Result<(), Failure> {
+        let runs = self.database.unfinished_vm_runs().await?;
+        let going_on: Vec<SessionId> = runs.iter().map(|run| SessionId::from(run.id)).collect();
+        let pauses: Vec<Duration> = limits::SNAPSHOT_ROUND_PAUSES_SECONDS
+            .iter()
+            .copied()
+            .map(Duration::from_secs)
+            .collect();
+        let client = vcenter.broker.vcenter();
+        let mut lines = undo_all(client, &vcenter.id, &self.ledger, &going_on, &pauses).await?;
+        let open = self.ledger.open_undos();
+        let in_ledger = open.iter().filter_map(|undo| undo.session.parse().ok());
+        let known: Vec<SessionId> = in_ledger.chain(going_on).collect();
+        lines.extend(remove_stranded(&vcenter.broker, &vcenter.owner, &known, &pauses).await);
+        lines.iter().for_each(|line| tracing::warn!("{line}"));
+        Ok(())
+    }
+
+    /// [`VCenters::clean`] for each that is open.
+    pub async fn clean_all(&self) {
+        for vcenter in self.all() {
+            if let Err(failure) = self.clean(&vcenter).await {
+                tracing::warn!("{failure}");
+            }
+        }
+    }
+}
