@@ -38,6 +38,15 @@ struct Site<'a> {
     job: Job,
 }
 
+fn options(sphere: &Sphere, port: u16) -> StartOptions {
+    StartOptions {
+        state: sphere.scratch.join("gantryd"),
+        control: std::net::SocketAddr::from(([127, 0, 0, 1], port)),
+        names: vec!["127.0.0.1".into()],
+        url: "https://127.0.0.1:1".into(),
+    }
+}
+
 /// Enrols a mover and starts it; `more` is the rest of its configuration.
 async fn start_mover(
     sphere: &Sphere,
@@ -75,16 +84,10 @@ async fn start_mover(
 impl Site<'_> {
     /// gantryd, a repository and two proxies; `proxy` is the proxies' configuration.
     async fn new<'a>(sphere: &'a Sphere, proxy: &str) -> Site<'a> {
-        let options = StartOptions {
-            state: sphere.scratch.join("gantryd"),
-            control: "127.0.0.1:0".parse().expect("an address"),
-            names: vec!["127.0.0.1".into()],
-            url: "https://127.0.0.1:1".into(),
-        };
-        let started = start(&options).await.expect("gantryd starts");
+        let started = start(&options(sphere, 0)).await.expect("gantryd starts");
         let authority = sphere.scratch.join("repository-mover/authority.pem");
         let served = format!(
-            "[listen]\naddress = \"127.0.0.1:0\"\n[trust]\nfile = {authority:?}\n[repository]\npath = {:?}\n",
+            "[listen]\naddress = \"127.0.0.1:0\"\n[trust]\nfile = {authority:?}\n[repository]\ncreate = true\npath = {:?}\n",
             sphere.scratch.join("repository"),
         );
         let mut movers = Vec::new();
@@ -107,6 +110,15 @@ impl Site<'_> {
         let id = record.id;
         parts.begin(record);
         id
+    }
+
+    /// Waits until something is copied.
+    async fn copies(&self, session: Id) {
+        let until = Instant::now() + SESSION_WITHIN;
+        while self.started.parts.fleet.movers().iter().all(|mover| mover.tasks_running == 0) {
+            assert!(Instant::now() < until, "no task runs:\n{}", self.log(session).await);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Waits for a session's end.
@@ -242,12 +254,7 @@ fn a_proxy_that_is_killed_in_the_middle_is_replaced_by_another() {
         let mut site = Site::new(sphere, "").await;
         let disk = site.sphere.watch("[vmfs0] idle/idle.vmdk");
         let session = site.begin(true).await;
-        // As soon as something is copied.
-        let until = Instant::now() + SESSION_WITHIN;
-        while site.started.parts.fleet.movers().iter().all(|mover| mover.tasks_running == 0) {
-            assert!(Instant::now() < until, "no task runs:\n{}", site.log(session).await);
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        site.copies(session).await;
         let busy = site.started.parts.fleet.movers();
         let busy = busy.iter().find(|mover| mover.tasks_running > 0).map(|mover| mover.pin);
         let killed =
@@ -262,4 +269,44 @@ fn a_proxy_that_is_killed_in_the_middle_is_replaced_by_another() {
         site.stop_movers();
         site.sphere.holds_now("idle", &point, 0, disk);
     });
+}
+
+/// gantryd goes away without a word while disks are copied, and another one takes its place: the
+/// movers have gone on, and the session ends as if nothing had been.
+#[test]
+fn a_session_goes_on_after_gantryd_was_interrupted() {
+    let sphere = machines(33);
+    let disk = sphere.watch("[vmfs0] idle/idle.vmdk");
+    let runtime = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime")
+    };
+    for pause_ms in [0, 30, 120, 400] {
+        let first = runtime();
+        let (movers, job, port, session) = first.block_on(async {
+            let site = Site::new(&sphere, "").await;
+            let session = site.begin(true).await;
+            site.copies(session).await;
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            let port = site.started.parts.fleet.address().port();
+            (site.movers, site.job, port, session)
+        });
+        // Every task of it ends wherever it is.
+        drop(first);
+        runtime().block_on(async {
+            let started = start(&options(&sphere, port)).await.expect("gantryd starts again");
+            let mut site = Site { sphere: &sphere, started, movers, job };
+            let record = site.end(session).await;
+            let log = site.log(session).await;
+            assert_ne!(record.result, Some(SessionResult::Failed), "after {pause_ms} ms: {log}");
+            assert_eq!(record.totals.vms_done, 2, "{log}");
+            assert_eq!(sphere.sim.storage.snapshots(), [], "snapshots are left: {log}");
+            let point = site.point(session, "idle").await;
+            site.stop_movers();
+            sphere.holds_now("idle", &point, 0, disk);
+        });
+        for name in ["gantryd", "repository-mover", "proxy-1", "proxy-2", "repository"] {
+            std::fs::remove_dir_all(sphere.scratch.join(name)).expect("removable");
+        }
+    }
 }

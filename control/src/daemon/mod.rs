@@ -116,6 +116,14 @@ impl Parts {
             .collect()
     }
 
+    /// Whether every mover that is in service is connected.
+    pub fn is_complete(&self) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let proxies = known.proxies.iter().filter(|proxy| proxy.enabled).map(|proxy| proxy.mover);
+        let mut pins = proxies.chain(known.repositories.iter().map(|one| one.mover));
+        pins.all(|pin| self.view(pin).is_some())
+    }
+
     /// The mover of a proxy, if it is connected.
     pub fn mover_of_proxy(&self, name: &str) -> Option<MoverView> {
         self.view(self.known_mover_of_proxy(name)?)

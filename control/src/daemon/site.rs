@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use gantry_common::control::TaskOutcome;
 use gantry_common::failure::{Failure, FailureKind};
@@ -33,11 +34,13 @@ use crate::run::site::{
 use crate::transport::TransportMode;
 
 /// How long a mover that is lost (silent for 30 s) is waited for before another proxy goes on.
-const MOVER_BACK_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+const MOVER_BACK_WITHIN: Duration = Duration::from_secs(5);
+/// How long what waits for facts that nobody may ever change is waited for.
+const HOPELESS_WITHIN: Duration = Duration::from_secs(60);
 /// Name of the file with the session's cookie.
 const COOKIE: &str = "cookie";
 /// How long a ticket is good: longer than a disk takes; it is void once its session has ended.
-const TICKET_VALID: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+const TICKET_VALID: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What is fixed for a run.
 pub struct RunPlace {
@@ -197,22 +200,34 @@ impl FleetSite {
         T: Send,
     {
         let mut changes = self.turns.subscribe();
+        let mut hopeless_since = None;
         loop {
             let mut found = None;
             self.turns.send_if_modified(|turns| {
-                found = Some(match look(turns) {
-                    Some(value) => Ok(value),
-                    None => Err(turns.hopeless.clone()),
-                });
+                found = look(turns);
                 false
             });
-            match found {
-                Some(Ok(value)) => return Ok(value),
-                Some(Err(Some(reason))) => return Err(failed(FailureKind::Source, reason)),
-                Some(Err(None)) | None => {}
+            if let Some(found) = found {
+                return Ok(found);
             }
-            let changed = changes.changed().await;
-            changed.map_err(|_| failed(FailureKind::Internal, "the scheduler is gone"))?;
+            // A mover that restarts is back within seconds: what only it can end is waited for.
+            let hopeless = changes.borrow_and_update().hopeless.clone();
+            let now = tokio::time::Instant::now();
+            let patience = match &hopeless {
+                None => {
+                    hopeless_since = None;
+                    Duration::MAX
+                }
+                Some(_) => {
+                    let since = *hopeless_since.get_or_insert(now);
+                    HOPELESS_WITHIN.saturating_sub(now - since)
+                }
+            };
+            match (tokio::time::timeout(patience, changes.changed()).await, hopeless) {
+                (Ok(Ok(())), _) => {}
+                (Err(_), Some(reason)) => return Err(failed(FailureKind::Source, reason)),
+                _ => return Err(failed(FailureKind::Internal, "the scheduler is gone")),
+            }
         }
     }
 

@@ -34,6 +34,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Between two tries to undo what was left.
 const CLEAN_EVERY: Duration = Duration::from_secs(600);
 
+/// How long movers may take to come back before interrupted sessions go on without them.
+const MOVERS_WITHIN: Duration = Duration::from_secs(45);
+
 /// How gantryd is started.
 #[derive(Debug, Clone)]
 pub struct StartOptions {
@@ -104,12 +107,24 @@ fn private_folder(folder: &Path) -> Result<(), Failure> {
 
 /// Takes up the sessions that an interrupted gantryd left.
 async fn go_on(parts: &Parts) -> Result<(), Failure> {
-    for record in parts.database.unfinished_sessions().await? {
-        if record.kind == SessionKind::Backup {
+    let mut left = parts.database.unfinished_sessions().await?;
+    left.retain(|record| record.kind == SessionKind::Backup);
+    if left.is_empty() {
+        return Ok(());
+    }
+    let parts = parts.clone();
+    tokio::spawn(async move {
+        // Movers have gone on meanwhile: without them nothing could be known of their tasks.
+        let until = tokio::time::Instant::now() + MOVERS_WITHIN;
+        while !parts.is_complete() && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        parts.tell_scheduler();
+        for record in left {
             tracing::warn!("session {} of {} goes on", record.id, record.name);
             parts.begin(record);
         }
-    }
+    });
     Ok(())
 }
 

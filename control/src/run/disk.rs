@@ -23,6 +23,8 @@ use crate::transport::{Judged, Need, TransportMode, roads};
 
 /// How often a disk goes on after its proxy or connection was lost.
 const LOSSES_MAX: u32 = 5;
+/// How long a proxy is waited for when there is none.
+const PROXIES_WITHIN: Duration = Duration::from_secs(60);
 /// How long a task that was told to stop may take to say so.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 
@@ -168,6 +170,7 @@ impl<S: Site> Run<'_, S> {
         halt: &mut Halt,
     ) -> Result<Begun<S::Task>, Failure> {
         let label = planned.disk.facts.label.to_string();
+        self.wait_for_proxies().await;
         let request = self.request(planned).await?;
         let placement = tokio::select! {
             placement = self.context.site.place(request) => placement?,
@@ -183,6 +186,14 @@ impl<S: Site> Run<'_, S> {
             Ok(task) => Begun::Running(Running { id, proxy, mode, task }),
             Err(failure) => Begun::Refused(id, failure),
         })
+    }
+
+    /// Waits until any proxy is there: all may be away for the moment that a restart takes.
+    async fn wait_for_proxies(&self) {
+        let until = tokio::time::Instant::now() + PROXIES_WITHIN;
+        while self.context.site.proxies().is_empty() && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// Which proxies could copy the disk, and by which roads that have not failed.
