@@ -26,10 +26,11 @@ const SCRIPT: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 read -r work
 echo begun >> "$here/begun"
-# What runs in the background reads nothing unless it is given a descriptor of its own.
+# What runs in the background reads nothing unless it is given a descriptor of its own, and must
+# not keep the output open.
 exec 3<&0
 case "$work" in
-*hold*) (while read -r line; do echo "$line" >> "$here/heard"; done; echo end > "$here/ended") <&3 &
+*hold*) (while read -r line; do echo "$line" >> "$here/heard"; done; echo end > "$here/ended") <&3 >/dev/null 2>&1 &
    echo '{"progress":{"disks":[{"label":"d","done_bytes":1,"todo_bytes":2,"read_bytes":3,"sent_bytes":4}]}}'
    while [ ! -e "$here/go" ]; do
      [ -e "$here/ended" ] && { echo '{"failed":{"failure":{"kind":"Source","message":"gone"}}}'; exit 3; }

@@ -1,3 +1,5 @@
+//! Places are found by name, and what is ambiguous or missing is refused with what to do.
+
 use super::{Place, PlaceError, Places, Target};
 use crate::vcenter::MoRef;
 

@@ -1,3 +1,5 @@
+//! What a specification asks for, and what it says cannot be brought back.
+
 use std::collections::BTreeMap;
 
 use super::{DiskSource, SpecError, VmSpec, Wish, file_name, mac_kind};
