@@ -188,6 +188,10 @@ impl MoverTask {
     async fn listen(&mut self) -> Result<TaskEvent, MoverError> {
         loop {
             let left = LINE_BYTES_MAX.saturating_sub(self.line.len() as u64);
+            if left == 0 {
+                // It still writes, and would never end by itself.
+                return Err(self.mover.silent("said a line that has no end".to_owned()));
+            }
             let mut bounded = (&mut self.lines).take(left);
             let read = bounded.read_until(b'\n', &mut self.line).await;
             if read.map_err(self.mover.io("listen to it"))? == 0 {
@@ -227,5 +231,23 @@ impl Task for MoverTask {
             Ok(event) => event,
             Err(error) => TaskEvent::Failed(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::{Mover, Task, TaskEvent};
+
+    #[tokio::test]
+    async fn a_line_that_never_ends_is_a_failure_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("mover");
+        std::fs::write(&program, "#!/bin/sh\nexec cat /dev/zero\n").unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let mut task = Mover::new(program).start(b"{}").await.unwrap();
+        let TaskEvent::Failed(failure) = task.next().await else { panic!("it goes on") };
+        assert!(failure.message.contains("no end"), "{failure}");
     }
 }

@@ -1,7 +1,7 @@
 //! One backup session of the source mover, from opened disks to the report.
 //!
 //! In: [`BackupOptions`]. Out: a committed point and a [`BackupReport`], or the failure. Joins
-//! pipeline and sender; the command line and, later, gantryd call it.
+//! pipeline and sender; the command line and tasks of gantryd call it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

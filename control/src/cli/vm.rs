@@ -25,7 +25,7 @@ use crate::run::document::{Outcome, RunDocument};
 use crate::run::removal::remove_stranded;
 use crate::run::report::{RunReport, RunResult, report};
 use crate::run::undo::undo_all;
-use crate::run::{Context, drive, vcenter_id};
+use crate::run::{Context, drive, random_id, vcenter_id};
 
 /// How long the inventory may take at the start.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -54,11 +54,10 @@ async fn clean(open: &mut Open) -> Result<Vec<String>, Failure> {
     let mut lines = remove_cookies(&open.config.private())?;
     let id = vcenter_id(&vcenter).await?;
     let pauses = open.config.backup.removal_pauses();
-    lines.extend(undo_all(&vcenter, &id, &open.ledger, &[], &pauses).await?);
+    let left = open.ledger.open_undos();
+    lines.extend(undo_all(&vcenter, &id, &open.ledger, left, &pauses).await?);
     let owner = config::owner(&open.config.state, &id)?;
-    let known = open.ledger.open_undos();
-    let known: Vec<SessionId> = known.iter().filter_map(|undo| undo.session.parse().ok()).collect();
-    lines.extend(remove_stranded(&open.broker, &owner, &known, &pauses).await);
+    lines.extend(remove_stranded(&open.broker, &owner, &open.ledger, &pauses).await);
     Ok(lines)
 }
 
@@ -198,7 +197,7 @@ async fn back_up(
         ledger,
         site: &site,
     };
-    let mut document = RunDocument::new(session_id()?, &instance_uuid, vm, full);
+    let mut document = RunDocument::new(SessionId(random_id()?), &instance_uuid, vm, full);
     let outcome = drive(&context, &mut document).await?;
     Ok((report(&document, &site.log()), outcome))
 }
@@ -218,13 +217,6 @@ fn find(broker: &Broker, name: &str) -> Result<String, Failure> {
             ))),
         }
     })
-}
-
-fn session_id() -> Result<SessionId, Failure> {
-    let mut random = [0u8; 16];
-    getrandom::fill(&mut random)
-        .map_err(|error| Failure::new(FailureKind::Internal, format!("random numbers: {error}")))?;
-    Ok(SessionId(random))
 }
 
 fn bar(vm: &str) -> ProgressBar {

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use gantry_scheduler::{
-    Assignment, Datastore, Decision, HoldReason, Proxy, ProxyName, Repository, RepositoryName,
-    RequestError, Scheduler, SessionVm, TaskId, VmRequest,
+    Assignment, Decision, HoldReason, Proxy, ProxyName, Repository, RequestError, Scheduler,
+    SessionVm, TaskId, VmRequest,
 };
 use tokio::sync::mpsc;
 
@@ -170,19 +170,9 @@ impl Dispatcher {
         self.change(|scheduler| scheduler.set_repository(repository));
     }
 
-    /// A datastore as it is now.
-    pub fn set_datastore(&self, datastore: Datastore) {
-        self.change(|scheduler| scheduler.set_datastore(datastore));
-    }
-
     /// To be called now and then: what waits long enough comes forward.
     pub fn tick(&self) {
         self.change(|_| ());
-    }
-
-    /// Used and all slots of a repository.
-    pub fn repository_slots(&self, name: &RepositoryName) -> Option<(u32, u32)> {
-        self.books().scheduler.repository_slots(name)
     }
 }
 

@@ -6,7 +6,6 @@
 //! interrupted gantryd left, and undoes what nobody wants any more. Must not: touch block data.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use gantry_common::failure::{Failure, FailureKind};
@@ -58,8 +57,6 @@ pub struct Parts {
     pub live: Live,
     /// The vCenters.
     pub vcenters: VCenters,
-    /// Where state is kept.
-    pub state: PathBuf,
     known: Arc<RwLock<Known>>,
     running: Arc<Mutex<BTreeMap<Id, watch::Sender<Wish>>>>,
 }

@@ -4,8 +4,8 @@ use gantry_common::failure::{Failure, FailureKind};
 use gantry_database::model::{DiskExclusion, Job, Quiesce as JobQuiesce, Selection};
 
 use crate::broker::selection::{Rule, Selection as Rules};
-use crate::limits;
 use crate::run::settings::{Quiesce, RunSettings};
+use crate::snapshots::remove::usual_pauses;
 
 /// How a job's runs back up.
 pub fn run_settings(job: &Job) -> RunSettings {
@@ -21,10 +21,7 @@ pub fn run_settings(job: &Job) -> RunSettings {
             JobQuiesce::FallBack => Quiesce::Fallback,
         },
         snapshots_per_datastore: job.snapshots_per_datastore as usize,
-        removal_pauses: limits::SNAPSHOT_ROUND_PAUSES_SECONDS
-            .iter()
-            .map(|seconds| std::time::Duration::from_secs(*seconds))
-            .collect(),
+        removal_pauses: usual_pauses().to_vec(),
         block_size: job.block_size,
         compression: job.compression,
         rate: job.rate_bytes_per_second,

@@ -89,7 +89,6 @@ pub async fn start(options: &StartOptions) -> Result<Started, Failure> {
         events: EventWriter::start(database.clone(), live.clone()),
         live,
         vcenters: VCenters::new(database, ledger, state.clone()),
-        state: state.clone(),
         known: Arc::default(),
         running: Arc::default(),
     };

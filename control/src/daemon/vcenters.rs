@@ -19,10 +19,10 @@ use gantry_http::{Endpoint, Trust};
 use crate::broker::Broker;
 use crate::config;
 use crate::ledger::Ledger;
-use crate::limits;
 use crate::run::removal::remove_stranded;
 use crate::run::undo::undo_all;
 use crate::run::{failed, vcenter_id};
+use crate::snapshots::remove::usual_pauses;
 use crate::vcenter::{Settings, VCenter};
 
 /// How long the inventory may take at first.
@@ -145,19 +145,15 @@ impl VCenters {
     /// # Errors
     /// Of ledger and database; what cannot be undone stays, and is told.
     pub async fn clean(&self, vcenter: &OpenVCenter) -> Result<(), Failure> {
+        // Read before the runs: what is in it now and belongs to none of them was left by one that ended.
+        let mut left = self.ledger.open_undos();
         let runs = self.database.unfinished_vm_runs().await?;
         let going_on: Vec<SessionId> = runs.iter().map(|run| SessionId::from(run.id)).collect();
-        let pauses: Vec<Duration> = limits::SNAPSHOT_ROUND_PAUSES_SECONDS
-            .iter()
-            .copied()
-            .map(Duration::from_secs)
-            .collect();
-        let client = vcenter.broker.vcenter();
-        let mut lines = undo_all(client, &vcenter.id, &self.ledger, &going_on, &pauses).await?;
-        let open = self.ledger.open_undos();
-        let in_ledger = open.iter().filter_map(|undo| undo.session.parse().ok());
-        let known: Vec<SessionId> = in_ledger.chain(going_on).collect();
-        lines.extend(remove_stranded(&vcenter.broker, &vcenter.owner, &known, &pauses).await);
+        left.retain(|open| open.session.parse().map_or(true, |run| !going_on.contains(&run)));
+        let (client, pauses) = (vcenter.broker.vcenter(), usual_pauses());
+        let mut lines = undo_all(client, &vcenter.id, &self.ledger, left, &pauses).await?;
+        let stranded = remove_stranded(&vcenter.broker, &vcenter.owner, &self.ledger, &pauses);
+        lines.extend(stranded.await);
         lines.iter().for_each(|line| tracing::warn!("{line}"));
         Ok(())
     }

@@ -41,8 +41,11 @@ pub(super) struct Run<'a, S: Site> {
     document: Mutex<&'a mut RunDocument>,
 }
 
-/// 16 random bytes.
-pub(super) fn random_id() -> Result<[u8; 16], Failure> {
+/// 16 random bytes: the id of a run or of a task.
+///
+/// # Errors
+/// `Internal`: the system gives none.
+pub fn random_id() -> Result<[u8; 16], Failure> {
     let mut random = [0u8; 16];
     getrandom::fill(&mut random)
         .map_err(|error| failed(FailureKind::Internal, format!("random numbers: {error}")))?;

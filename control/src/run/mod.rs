@@ -33,7 +33,7 @@ pub mod settings;
 pub mod site;
 pub mod undo;
 
-pub use drive::{drive, now_ms};
+pub use drive::{drive, now_ms, random_id};
 
 use settings::RunSettings;
 use site::{Severity, Site};

@@ -11,6 +11,7 @@ use gantry_common::ids::SessionId;
 
 use super::{failed, undo};
 use crate::broker::Broker;
+use crate::ledger::Ledger;
 use crate::snapshots::{Detach, Mark, Removal, Removed, Whose, remove};
 use crate::vcenter::{VCenter, VmRef};
 
@@ -48,12 +49,12 @@ pub async fn remove_named(
 }
 
 /// Removes what lost sessions of this installation left: of machines that the broker sees with such
-/// a snapshot. Those of sessions that stand in the ledger (`known`) are the ledger's business. One
-/// line for each; snapshots of other installations are only told.
+/// a snapshot. Those that stand in the ledger are the ledger's business. One line for each; snapshots
+/// of other installations are only told.
 pub async fn remove_stranded(
     broker: &Broker,
     owner: &str,
-    known: &[SessionId],
+    ledger: &Ledger,
     pauses: &[Duration],
 ) -> Vec<String> {
     let marked: Vec<(VmRef, Vec<String>)> = broker.read(|cache| {
@@ -63,6 +64,9 @@ pub async fn remove_stranded(
         });
         machines.filter(|(_, names)| !names.is_empty()).collect()
     });
+    // Read after the snapshots: each of a run that goes on stood in the ledger before it was made.
+    let open = ledger.open_undos();
+    let known: Vec<SessionId> = open.iter().filter_map(|undo| undo.session.parse().ok()).collect();
     let mut lines = Vec::new();
     for (vm, names) in marked {
         let foreign = names.iter().filter(|name| Mark::session_of(name, owner).is_none());
@@ -77,7 +81,7 @@ pub async fn remove_stranded(
             continue;
         }
         let detach = detaching(broker.vcenter(), Vec::new());
-        let whose = Whose::Stranded { owner: owner.to_owned(), running: known.to_vec() };
+        let whose = Whose::Stranded { owner: owner.to_owned(), running: known.clone() };
         let removal = Removal::new(&vm, whose, &*detach, pauses);
         let line = match remove(broker.vcenter(), removal).await {
             Ok(removed) => tell(removed).unwrap_or_else(|failure| failure.to_string()),

@@ -6,15 +6,13 @@
 use std::time::Duration;
 
 use gantry_common::failure::Failure;
-use gantry_common::ids::SessionId;
 
 use super::{removal, roads};
 use crate::hotadd;
 use crate::ledger::{Ledger, Open, Undo};
 use crate::vcenter::{MoRef, VCenter, VmRef};
 
-/// Carries out every open undo of this vCenter, except those of runs that are `going_on`; one line
-/// for each.
+/// Carries out those of the `open` undos that are of this vCenter, in their order; one line for each.
 ///
 /// # Errors
 /// Only of the ledger: what could not be undone stays open and is a line.
@@ -22,18 +20,17 @@ pub async fn undo_all(
     vcenter: &VCenter,
     vcenter_id: &str,
     ledger: &Ledger,
-    going_on: &[SessionId],
+    open: Vec<Open>,
     pauses: &[Duration],
 ) -> Result<Vec<String>, Failure> {
     let mut lines = Vec::new();
-    for open in ledger.open_undos() {
+    for open in open {
         let of = match &open.undo {
             Undo::RemoveSnapshot { vcenter, .. }
             | Undo::DetachDisk { vcenter, .. }
             | Undo::AbortLease { vcenter, .. } => vcenter,
         };
-        let goes_on = open.session.parse().is_ok_and(|run| going_on.contains(&run));
-        if of != vcenter_id || goes_on {
+        if of != vcenter_id {
             continue;
         }
         match undo(vcenter, &open, ledger, pauses).await {

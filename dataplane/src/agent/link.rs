@@ -4,13 +4,14 @@
 //! the first message; each end speaks at least every third of `SILENCE_SECONDS_MAX`, and a gantryd that
 //! is silent for longer is dialled anew. Must not: end a task because a link ended.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use gantry_common::control::{CONTROL_PROTOCOL, Command, Report, SILENCE_SECONDS_MAX};
 use gantry_common::failure::{Failure, FailureKind};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::outbox::Tell;
 use super::pause::pause;
@@ -27,21 +28,26 @@ const SILENCE_MAX: Duration = Duration::from_secs(SILENCE_SECONDS_MAX);
 const SPEAK_EVERY: Duration = Duration::from_secs(SILENCE_SECONDS_MAX / 3);
 
 impl Agent {
-    /// Dials gantryd, serves the link, and begins anew; forever.
+    /// Dials gantryd, serves the link, and begins anew; forever. The pauses grow while gantryd cannot
+    /// be reached or says nothing: one that was heard is dialled again soon, since it waits for us.
     pub async fn run(self: Rc<Self>) {
         let mut failures = 0;
         loop {
-            let began = Instant::now();
             let identity = self.identity.borrow().clone();
             let address = &self.config.address;
             let ended = match control_connect(address, &identity, &self.trust).await {
                 Ok(connection) => {
                     tracing::info!("connected to gantryd at {address}");
-                    self.serve(connection).await
+                    let heard = Cell::new(false);
+                    let ended = self.serve(connection, &heard).await;
+                    if heard.get() {
+                        failures = 0;
+                    }
+                    ended
                 }
                 Err(error) => Err(error.into()),
             };
-            failures = if began.elapsed() > SILENCE_MAX { 0 } else { failures + 1 };
+            failures += 1;
             match ended {
                 Ok(()) => tracing::info!("gantryd at {address} ended the link"),
                 Err(failure) if failure.kind == FailureKind::Refused => tracing::error!(
@@ -54,13 +60,17 @@ impl Agent {
         }
     }
 
-    /// Serves one link to its end.
-    async fn serve(self: &Rc<Self>, connection: ControlConnection) -> Result<(), Failure> {
+    /// Serves one link to its end; `heard` tells whether gantryd said anything on it.
+    async fn serve(
+        self: &Rc<Self>,
+        connection: ControlConnection,
+        heard: &Cell<bool>,
+    ) -> Result<(), Failure> {
         let ControlConnection { mut sender, receiver, .. } = connection;
         let (answers, answered) = mpsc::channel(ANSWERS_MAX);
         let ended = {
             let mut writing = std::pin::pin!(self.write(&mut sender, answered));
-            let mut reading = std::pin::pin!(self.read(receiver, answers));
+            let mut reading = std::pin::pin!(self.read(receiver, answers, heard));
             tokio::select! {
                 ended = &mut writing => ended,
                 ended = &mut reading => ended,
@@ -116,6 +126,7 @@ impl Agent {
         self: &Rc<Self>,
         mut receiver: ControlReceiver,
         answers: mpsc::Sender<Report>,
+        heard: &Cell<bool>,
     ) -> Result<(), Failure> {
         loop {
             let command = timeout(SILENCE_MAX, receiver.receive::<Command>()).await;
@@ -123,7 +134,9 @@ impl Agent {
                 let text = format!("said nothing for {SILENCE_SECONDS_MAX} s");
                 Failure::new(FailureKind::Network, text)
             })?;
-            match command? {
+            let command = command?;
+            heard.set(heard.get() || command.is_some());
+            match command {
                 None => return Ok(()),
                 Some(Command::Ask { number, question }) => {
                     self.ask(number, question, answers.clone());
