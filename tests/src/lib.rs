@@ -26,3 +26,4 @@ pub mod hostile;
 pub mod simulated;
 pub mod vcsim;
 pub mod vsphere;
+pub mod gantryd;

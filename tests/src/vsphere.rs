@@ -281,6 +281,7 @@ pub fn machines(seed: u64) -> Sphere {
     let inventory = format!(
         r#"
         name = "vcenter.sim.example"
+        guest_users = {{ backup = "let me in" }}
         [[datacenter]]
         name = "DC 0"
         networks = ["VM Network"]

@@ -1,231 +1,17 @@
 //! gantryd's parts in this process, with movers of their own over the control link: a job's session
-//! through scheduler, fleet, parts of a VM and commit; a proxy that dies in the middle.
+//! through scheduler, fleet, parts of a VM and commit; a proxy that dies in the middle; scripts in
+//! guests.
 
-use std::process::Command;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use gantry_common::enrolment::{EnrolRequest, EnrolmentToken, MoverRole};
-use gantry_common::ids::PeerId;
 use gantry_common::secret::Secret;
-use gantry_common::source::ServerTrust;
-use gantry_control::daemon::sessions::new_session;
-use gantry_control::daemon::start::{StartOptions, Started, start};
+use gantry_control::daemon::start::start;
 use gantry_control::run::now_ms;
-use gantry_database::model::{
-    Id, Job, Proxy, Repository, Retries, Selection, SessionRecord, SessionResult, SessionState,
-    Trigger, VCenter,
-};
-use gantry_tests::program::{Running, mover};
-use gantry_tests::vsphere::{PASSWORD, Sphere, machines};
-use gantry_transport::Identity;
-
-/// How long a session of some MiB may take on a busy machine.
-const SESSION_WITHIN: Duration = Duration::from_secs(120);
-/// How long movers may take to connect.
-const CONNECTED_WITHIN: Duration = Duration::from_secs(30);
-
-/// A mover under gantryd.
-struct Mover {
-    pin: PeerId,
-    process: Option<Running>,
-}
-
-/// gantryd with its movers and a job.
-struct Site<'a> {
-    sphere: &'a Sphere,
-    started: Started,
-    movers: Vec<Mover>,
-    job: Job,
-}
-
-fn options(sphere: &Sphere, port: u16) -> StartOptions {
-    StartOptions {
-        state: sphere.scratch.join("gantryd"),
-        control: std::net::SocketAddr::from(([127, 0, 0, 1], port)),
-        names: vec!["127.0.0.1".into()],
-        url: "https://127.0.0.1:1".into(),
-    }
-}
-
-/// Enrols a mover and starts it; `more` is the rest of its configuration.
-async fn start_mover(
-    sphere: &Sphere,
-    started: &Started,
-    name: &str,
-    role: MoverRole,
-    more: &str,
-) -> Mover {
-    let minute = Duration::from_secs(60);
-    let invited = started.enrolment.invite(name, role, minute, now_ms()).await.expect("invited");
-    let token: EnrolmentToken = invited.token.reveal().parse().expect("a token");
-    let (csr, key) = Identity::request(name).expect("a request");
-    let request = EnrolRequest { mover: name.to_owned(), secret: token.secret.clone(), csr };
-    let reply = started.enrolment.enroll(request, now_ms()).await.expect("enrolled");
-    let folder = sphere.scratch.join(name);
-    std::fs::create_dir(&folder).expect("a folder");
-    let identity = key.certified(&folder, &reply.certificate).expect("its certificate");
-    identity.save(&folder.join("identity.pem")).expect("written");
-    std::fs::write(folder.join("authority.pem"), &reply.authority).expect("written");
-    let config = format!(
-        "[identity]\nfile = {:?}\n[control]\naddress = {:?}\nname = {:?}\nauthority = {:?}\nstate = {:?}\n{more}",
-        folder.join("identity.pem"),
-        token.control,
-        token.name,
-        folder.join("authority.pem"),
-        folder.join("state"),
-    );
-    let file = folder.join("mover.toml");
-    std::fs::write(&file, config).expect("written");
-    let mut command = Command::new(mover());
-    command.args(["serve", "--config"]).arg(&file);
-    Mover { pin: identity.pin(), process: Some(Running::start(&folder, &mut command)) }
-}
-
-impl Site<'_> {
-    /// gantryd, a repository and two proxies; `proxy` is the proxies' configuration.
-    async fn new<'a>(sphere: &'a Sphere, proxy: &str) -> Site<'a> {
-        let started = start(&options(sphere, 0)).await.expect("gantryd starts");
-        let authority = sphere.scratch.join("repository-mover/authority.pem");
-        let served = format!(
-            "[listen]\naddress = \"127.0.0.1:0\"\n[trust]\nfile = {authority:?}\n[repository]\ncreate = true\npath = {:?}\n",
-            sphere.scratch.join("repository"),
-        );
-        let mut movers = Vec::new();
-        for (name, role, more) in [
-            ("repository-mover", MoverRole::Repository, served.as_str()),
-            ("proxy-1", MoverRole::Proxy, proxy),
-            ("proxy-2", MoverRole::Proxy, proxy),
-        ] {
-            movers.push(start_mover(sphere, &started, name, role, more).await);
-        }
-        let job = configure(sphere, &started, &movers).await;
-        Site { sphere, started, movers, job }
-    }
-
-    /// Begins a session of the job.
-    async fn begin(&self, full: bool) -> Id {
-        let record = new_session(&self.job, Trigger::Manual, full, None);
-        let parts = &self.started.parts;
-        parts.database.create_session(&record, &[]).await.expect("written down");
-        let id = record.id;
-        parts.begin(record);
-        id
-    }
-
-    /// Waits until something is copied.
-    async fn copies(&self, session: Id) {
-        let until = Instant::now() + SESSION_WITHIN;
-        while self.started.parts.fleet.movers().iter().all(|mover| mover.tasks_running == 0) {
-            assert!(Instant::now() < until, "no task runs:\n{}", self.log(session).await);
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
-
-    /// Waits for a session's end.
-    async fn end(&self, id: Id) -> SessionRecord {
-        let until = Instant::now() + SESSION_WITHIN;
-        loop {
-            let record = self.started.parts.database.session(id).await.expect("it is there");
-            if record.state == SessionState::Finished {
-                return record;
-            }
-            assert!(Instant::now() < until, "it does not end:\n{}", self.log(id).await);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    async fn log(&self, id: Id) -> String {
-        let events = self.started.parts.database.events(id, 0, 10_000).await.expect("a log");
-        let line = |(_, event): &(u64, gantry_database::model::EventRecord)| {
-            let (vm, disk) = (event.vm.as_deref(), event.disk.as_deref());
-            format!(
-                "{:?} {} {}: {}",
-                event.severity,
-                vm.unwrap_or("-"),
-                disk.unwrap_or("-"),
-                event.text
-            )
-        };
-        let mut text: Vec<String> = events.iter().map(line).collect();
-        for mover in self.movers.iter().filter_map(|mover| mover.process.as_ref()) {
-            text.push(mover.errors());
-        }
-        text.join("\n")
-    }
-
-    /// The point that a session made of a machine.
-    async fn point(&self, id: Id, vm: &str) -> String {
-        let runs = self.started.parts.database.vm_runs(id).await.expect("its runs");
-        let point = runs.iter().filter(|run| run.vm == vm).find_map(|run| run.point);
-        point.unwrap_or_else(|| panic!("no point of {vm}")).to_string()
-    }
-
-    /// Ends the repository's mover, so that its folder can be read.
-    fn stop_movers(&mut self) {
-        for mover in &mut self.movers {
-            if let Some(process) = mover.process.take() {
-                process.terminate();
-                process.wait().ok();
-            }
-        }
-    }
-}
-
-/// The records of a site.
-async fn configure(sphere: &Sphere, started: &Started, movers: &[Mover]) -> Job {
-    let (parts, now) = (&started.parts, now_ms());
-    let until = Instant::now() + CONNECTED_WITHIN;
-    let repository = loop {
-        let views = parts.fleet.movers();
-        let found = views.iter().find_map(|view| view.facts.repository.clone());
-        let is_there = |mover: &Mover| {
-            views.iter().any(|view| view.pin == mover.pin && view.connected_since_ms.is_some())
-        };
-        if let (true, Some(found)) = (movers.iter().all(is_there), found) {
-            break found;
-        }
-        assert!(Instant::now() < until, "movers do not connect: {views:#?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    let vcenter = VCenter {
-        id: Id::draw(now),
-        name: "vcenter".into(),
-        url: format!("https://{}", sphere.sim.vcenter().expect("it listens")),
-        user: "administrator@vsphere.local".into(),
-        trust: ServerTrust::Thumbprint(sphere.sim.lock().endpoints[0].thumbprint_sha256.clone()),
-    };
-    let password = Secret::new(PASSWORD);
-    let database = &parts.database;
-    database.create(&vcenter, &[(vcenter.password(), password)], now).await.expect("kept");
-    for (number, mover) in movers.iter().enumerate().skip(1) {
-        let text = serde_json::json!({
-            "id": Id::draw(now), "name": format!("proxy-{number}"), "mover": mover.pin.to_string(),
-        });
-        let proxy: Proxy = serde_json::from_value(text).expect("a proxy");
-        database.create(&proxy, &[], now).await.expect("kept");
-    }
-    let text = serde_json::json!({
-        "id": Id::draw(now), "name": "repository", "mover": movers[0].pin.to_string(),
-        "address": format!("gantry://127.0.0.1:{}", repository.port),
-        "repository_id": repository.id.to_string(), "free_bytes_min": 0,
-    });
-    let repository: Repository = serde_json::from_value(text).expect("a repository");
-    database.create(&repository, &[], now).await.expect("kept");
-    let selection =
-        Selection { patterns: vec!["web".into(), "idle".into()], ..Selection::default() };
-    let mut job = Job::new(Id::draw(now), "nightly", vcenter.id, repository.id, selection);
-    job.retries = Retries { count: 1, pause_seconds: 1 };
-    database.create(&job, &[], now).await.expect("kept");
-    parts.refresh().await.expect("read");
-    job
-}
-
-/// The simulator has a runtime of its own, which must not end within another.
-fn on_runtime(seed: u64, test: impl AsyncFnOnce(&Sphere)) {
-    let sphere = machines(seed);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(test(&sphere));
-}
+use gantry_database::model::{ApplicationPolicy, CredentialRecord, Id, SessionResult};
+use gantry_sim::requests::{Phase, Then};
+use gantry_tests::gantryd::{Site, on_runtime, options, runtime};
+use gantry_tests::vsphere::machines;
 
 #[test]
 fn a_job_s_sessions_bring_every_machine_in_and_the_second_reads_what_changed() {
@@ -277,10 +63,6 @@ fn a_proxy_that_is_killed_in_the_middle_is_replaced_by_another() {
 fn a_session_goes_on_after_gantryd_was_interrupted() {
     let sphere = machines(33);
     let disk = sphere.watch("[vmfs0] idle/idle.vmdk");
-    let runtime = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime")
-    };
     for pause_ms in [0, 30, 120, 400] {
         let first = runtime();
         let (movers, job, port, session) = first.block_on(async {
@@ -309,4 +91,134 @@ fn a_session_goes_on_after_gantryd_was_interrupted() {
             std::fs::remove_dir_all(sphere.scratch.join(name)).expect("removable");
         }
     }
+}
+
+/// What is watched of vSphere's calls: scripts, snapshots made, snapshots removed.
+const CALLS: [&str; 3] = ["StartProgramInGuest", "CreateSnapshotEx_Task", "RemoveSnapshot_Task"];
+
+/// One machine, once, with these scripts and one after success.
+async fn use_scripts(site: &mut Site<'_>, pre: &str, thaw: &str) {
+    let (now, database) = (now_ms(), &site.started.parts.database);
+    let id = Id::draw(now);
+    let record = serde_json::json!({ "id": id, "name": format!("guests {id}"), "user": "backup" });
+    let record: CredentialRecord = serde_json::from_value(record).expect("a credential");
+    let password = (record.password(), Secret::new("let me in"));
+    database.create(&record, &[password], now).await.expect("kept");
+    let script = |text: &str| {
+        let linux = format!("#!/bin/sh\n{text}\n");
+        serde_json::json!({ "source": { "kind": "upload", "linux": linux }, "arguments": "" })
+    };
+    let settings = serde_json::json!({
+        "enabled": true, "policy": "success", "credential": id,
+        "pre_freeze": script(pre), "post_thaw": script(thaw),
+        "after_success": script("echo logs cut"),
+    });
+    site.job.application = serde_json::from_value(settings).expect("settings");
+    site.job.selection.patterns = vec!["idle".into()];
+    site.job.retries.count = 0;
+}
+
+/// A script that tells its name is run before and after the snapshot and after success, in this order
+/// around the calls of vSphere; whatever fails, the guest is thawed.
+#[test]
+fn guest_scripts_stand_around_the_snapshot_and_a_guest_is_always_thawed() {
+    on_runtime(34, async |sphere| {
+        let mut site = Site::new(sphere, "").await;
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&calls);
+        sphere.sim.on_request(move |request| {
+            if request.phase == Phase::Acted && CALLS.contains(&request.method) {
+                seen.lock().expect("calls").push(request.method.to_owned());
+            }
+            Then::GoOn
+        });
+        let taken = || std::mem::take(&mut *calls.lock().expect("calls"));
+        let [program, create, remove] = CALLS;
+        let road = [program, create, program, remove, program];
+
+        use_scripts(&mut site, "echo frozen", "echo thawed").await;
+        let session = site.begin(false).await;
+        let ended = site.end(session).await;
+        let log = site.log(session).await;
+        assert_eq!(ended.result, Some(SessionResult::Success), "{log}");
+        for wrote in ["wrote: frozen", "wrote: thawed", "wrote: logs cut"] {
+            assert!(log.contains(wrote), "{wrote}: {log}");
+        }
+        assert_eq!(taken(), road);
+
+        // What freezes it fails: no snapshot, no point, no cut logs, and yet it is thawed.
+        use_scripts(&mut site, "exit 7", "echo thawed").await;
+        let session = site.begin(false).await;
+        let ended = site.end(session).await;
+        let log = site.log(session).await;
+        assert_eq!(ended.result, Some(SessionResult::Failed), "{log}");
+        assert!(log.contains("exit code 7") && log.contains("wrote: thawed"), "{log}");
+        assert_eq!(taken(), [program, program], "{log}");
+
+        // The same where the job does not mind.
+        site.job.application.policy = ApplicationPolicy::Ignore;
+        let session = site.begin(false).await;
+        let ended = site.end(session).await;
+        let log = site.log(session).await;
+        assert_eq!(ended.result, Some(SessionResult::Warning), "{log}");
+        assert_eq!(taken(), road, "{log}");
+
+        // A guest that cannot be thawed is told of loudly, and its snapshot goes all the same.
+        use_scripts(&mut site, "echo frozen", "exit 9").await;
+        let session = site.begin(false).await;
+        let ended = site.end(session).await;
+        let log = site.log(session).await;
+        assert_eq!(ended.result, Some(SessionResult::Failed), "{log}");
+        assert!(log.contains("exit code 9"), "{log}");
+        assert_eq!(sphere.sim.storage.snapshots(), [], "snapshots are left");
+        assert!(!log.contains("let me in"), "a password in the log");
+        site.stop_movers();
+    });
+}
+
+/// gantryd goes away between the script that stops applications and the one that lets them go on.
+#[test]
+fn a_guest_that_gantryd_left_frozen_is_thawed_by_the_next() {
+    let sphere = machines(35);
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let (made, is_made) = mpsc::channel();
+    let seen = Arc::clone(&calls);
+    sphere.sim.on_request(move |request| {
+        if request.phase == Phase::Acted && CALLS.contains(&request.method) {
+            seen.lock().expect("calls").push(request.method.to_owned());
+            if (request.method, request.of_method) == ("CreateSnapshotEx_Task", 1) {
+                made.send(()).ok();
+                return Then::Cut;
+            }
+        }
+        Then::GoOn
+    });
+    let first = runtime();
+    let (movers, job, port, session) = first.block_on(async {
+        let mut site = Site::new(&sphere, "").await;
+        use_scripts(&mut site, "echo frozen", "echo thawed").await;
+        let session = site.begin(false).await;
+        let until = Instant::now() + Duration::from_secs(60);
+        while is_made.try_recv().is_err() {
+            assert!(Instant::now() < until, "no snapshot:\n{}", site.log(session).await);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let port = site.started.parts.fleet.address().port();
+        (site.movers, site.job, port, session)
+    });
+    drop(first);
+    runtime().block_on(async {
+        let started = start(&options(&sphere, port)).await.expect("gantryd starts again");
+        let mut site = Site { sphere: &sphere, started, movers, job };
+        let record = site.end(session).await;
+        let log = site.log(session).await;
+        assert_ne!(record.result, Some(SessionResult::Failed), "{log}");
+        assert_eq!(sphere.sim.storage.snapshots(), [], "snapshots are left: {log}");
+        let calls = calls.lock().expect("calls");
+        // What was left is thawed before its snapshot goes; then the whole of it, once.
+        let [program, create, remove] = CALLS;
+        let road = [program, create, program, remove, program, create, program, remove, program];
+        assert_eq!(*calls, road, "{log}");
+        site.stop_movers();
+    });
 }

@@ -187,6 +187,7 @@ async fn back_up(
     let site = LocalSite::new(config, mover.clone(), vm, |disks| show(bar, disks.values()));
     let vcenter_id = vcenter_id(broker.vcenter()).await?;
     let context = Context {
+        guest: None,
         broker,
         vcenter_id: &vcenter_id,
         endpoint: &config.vcenter.endpoint()?,

@@ -17,6 +17,7 @@ use gantry_database::{Database, Page};
 use gantry_scheduler::DatastoreName;
 use tokio::sync::watch;
 
+mod application;
 pub mod dispatcher;
 mod facts;
 pub mod journal;

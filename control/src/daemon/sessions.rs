@@ -18,6 +18,7 @@ use gantry_scheduler::SessionVm;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::application::guest_steps;
 use super::journal::RunJournal;
 use super::site::{FleetSite, RunPlace};
 use super::vcenters::OpenVCenter;
@@ -269,12 +270,16 @@ impl Session {
         );
         let settings = settings::run_settings(&self.job);
         let excluded = self.excluded(&document.vm);
+        let application = self.job.application.clone();
         Ok(async move {
             document.restart();
             if document.may_stand() {
                 site.queue_again(&document)?;
             }
+            let name = &document.vm_name;
+            let guest = guest_steps(&parts.database, &application, name).await;
             let context = Context {
+                guest: guest.as_ref(),
                 broker: &vcenter.broker,
                 vcenter_id: &vcenter.id,
                 endpoint: &vcenter.endpoint,

@@ -35,6 +35,12 @@ pub struct RunDocument {
     pub state: RunState,
     /// What was frozen, once it was; kept to the end for the report.
     pub frozen: Option<Frozen>,
+    /// Scripts may have stopped applications in the guest, and have not let them go on yet.
+    #[serde(default)]
+    pub is_guest_frozen: bool,
+    /// What follows success in the guest was begun.
+    #[serde(default)]
+    pub is_success_told: bool,
 }
 
 /// How far a run is.
@@ -148,6 +154,12 @@ pub enum Event {
         /// Its name.
         snapshot: String,
     },
+    /// Applications in the guest are about to be stopped.
+    FreezeGuest,
+    /// They go on, or cannot be made to.
+    GuestThawed,
+    /// What follows success in the guest is about to begin.
+    TellSuccess,
     /// The snapshot stands.
     Frozen(Frozen),
     /// A proxy is about to be told to copy a disk.
@@ -238,7 +250,16 @@ impl RunDocument {
     /// A run that waits.
     pub fn new(run: SessionId, vm: &str, vm_name: &str, full: bool) -> RunDocument {
         let (vm, vm_name) = (vm.to_owned(), vm_name.to_owned());
-        RunDocument { run, vm, vm_name, full, state: RunState::Waiting, frozen: None }
+        RunDocument {
+            run,
+            vm,
+            vm_name,
+            full,
+            state: RunState::Waiting,
+            frozen: None,
+            is_guest_frozen: false,
+            is_success_told: false,
+        }
     }
 
     /// Takes an event in.
@@ -249,6 +270,20 @@ impl RunDocument {
         let misplaced = Misplaced { state: self.state.name(), event: format!("{event:.80?}") };
         let next = match (&self.state, event) {
             (RunState::Waiting, Event::Freeze { snapshot }) => RunState::Freezing { snapshot },
+            (state @ RunState::Freezing { .. }, Event::FreezeGuest) => {
+                self.is_guest_frozen = true;
+                state.clone()
+            }
+            (state, Event::GuestThawed) if self.is_guest_frozen => {
+                self.is_guest_frozen = false;
+                state.clone()
+            }
+            (state @ RunState::Clearing { outcome: Outcome::Point(_) }, Event::TellSuccess)
+                if !self.is_success_told =>
+            {
+                self.is_success_told = true;
+                state.clone()
+            }
             (RunState::Freezing { .. }, Event::Frozen(frozen)) => {
                 self.frozen = Some(frozen);
                 RunState::Copying

@@ -19,7 +19,7 @@ use super::prepare::{self, Prepared, Subject};
 use super::roads::Roads;
 use super::settings::Quiesce;
 use super::site::{Severity, Site, Task, TaskEvent};
-use super::{Context, failed};
+use super::{Context, failed, guest};
 use crate::cbt::PolicyOutcome;
 use crate::ledger::Undo;
 use crate::limits;
@@ -89,7 +89,7 @@ pub async fn drive<S: Site>(
 }
 
 /// Takes an event in and saves.
-async fn note<S: Site>(
+pub(super) async fn note<S: Site>(
     context: &Context<'_, S>,
     document: &mut RunDocument,
     event: Event,
@@ -104,6 +104,8 @@ async fn step<S: Site>(
 ) -> Result<(), Failure> {
     match document.state.clone() {
         RunState::Waiting => {
+            // A guest that waits since an interrupted attempt is waiting no longer.
+            guest::thaw_left(context, document).await?;
             // A snapshot of an interrupted attempt goes first: only one of a run may stand.
             remove_snapshot(context, document).await?;
             let request = prepare::admission(context, document)?;
@@ -152,9 +154,13 @@ async fn freeze<S: Site>(
             snapshot: mark.name(),
         },
     )?;
+    guest::freeze(context, document, &subject).await?;
     let created_ms = now_ms();
-    let mut snapshot = make(context, &subject, &mark).await?;
+    let made = make(context, &subject, &mark).await;
+    let thawed = guest::thaw(context, document, &subject).await;
+    let mut snapshot = made?;
     context.info(None, &format!("snapshot '{}' was made", snapshot.name));
+    thawed?;
     snapshot.disks.retain(|disk| wanted.contains(&disk.facts.key));
     if snapshot.disks.len() != wanted.len() {
         return Err(failed(
@@ -432,9 +438,11 @@ async fn clear<S: Site>(
     context: &Context<'_, S>,
     document: &mut RunDocument,
 ) -> Result<(), Failure> {
+    guest::thaw_left(context, document).await?;
     if let Err(failure) = remove_snapshot(context, document).await {
         context.warn(None, &format!("it is removed at the next chance: {failure}"));
     }
+    guest::after_success(context, document).await?;
     note(context, document, Event::Cleared).await
 }
 

@@ -3,7 +3,7 @@
 //! In: a [`Context`] (broker, settings, ledger, the [`site::Site`] that has proxies and keeps the
 //! document) and a [`document::RunDocument`], new or left by an interrupted control plane. Out: a
 //! committed restore point or the reason why there is none, and a log with the reason for every
-//! choice. `prepare` judges, `drive` walks the states, `disk` copies one disk by one proxy after the
+//! choice. `prepare` judges, `guest` runs the job's scripts in the guest, `drive` walks the states, `disk` copies one disk by one proxy after the
 //! other, `roads` makes and ends what each transport mode needs, `changes` says what is read.
 //! Invariants: the document is saved before each step; what is made in vSphere stands in the ledger
 //! before and is undone afterwards, whatever happened; disks are detached before the snapshot goes;
@@ -25,6 +25,7 @@ pub mod changes;
 mod disk;
 pub mod document;
 mod drive;
+pub mod guest;
 pub mod prepare;
 pub mod removal;
 pub mod report;
@@ -52,6 +53,8 @@ pub struct Context<'a, S> {
     pub owner: &'a str,
     /// How to back up.
     pub settings: &'a RunSettings,
+    /// What is done in the guest; nothing: nothing.
+    pub guest: Option<&'a guest::GuestSteps>,
     /// Disks that the job leaves out, by device key, with the rule in words.
     pub excluded: &'a BTreeMap<i32, String>,
     /// What stands in vSphere until it is undone.

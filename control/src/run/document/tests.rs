@@ -142,3 +142,21 @@ fn a_late_word_of_an_earlier_task_is_not_taken_for_the_present_one_s() {
     assert!(document.apply(Event::AllHeld).is_err());
     document.apply(start(2000, 4)).unwrap();
 }
+
+#[test]
+fn a_guest_is_frozen_only_for_a_snapshot_and_success_is_told_once_and_only_of_a_point() {
+    let mut document = run([]);
+    assert!(document.apply(Event::FreezeGuest).is_err());
+    assert!(document.apply(Event::GuestThawed).is_err(), "it was not frozen");
+    document.apply(Event::Freeze { snapshot: "s".into() }).unwrap();
+    document.apply(Event::FreezeGuest).unwrap();
+    document.restart();
+    assert!(document.is_guest_frozen && document.state == RunState::Waiting);
+    document.apply(Event::GuestThawed).unwrap();
+    assert!(document.apply(Event::GuestThawed).is_err(), "once");
+    document.apply(Event::GiveUp(failure())).unwrap();
+    assert!(document.apply(Event::TellSuccess).is_err(), "there is no point");
+    document.state = RunState::Clearing { outcome: Outcome::Point("p".into()) };
+    document.apply(Event::TellSuccess).unwrap();
+    assert!(document.apply(Event::TellSuccess).is_err(), "once");
+}
