@@ -12,6 +12,7 @@ mod rows;
 mod entity;
 mod configuration;
 mod access;
+mod clocks;
 mod sessions;
 mod vm_runs;
 mod events;

@@ -11,15 +11,20 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::PeerId;
 use gantry_database::model::{
-    EventRecord, Id, Proxy, Repository, SessionRecord, SessionResult, Severity, VmRunRecord,
+    EventRecord, Id, Proxy, Repository, SessionRecord, SessionResult, SessionState, Severity,
+    VmRunRecord,
 };
 use gantry_database::{Database, Page};
 use gantry_scheduler::DatastoreName;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 mod application;
+mod attempts;
+mod calendar;
+pub mod clock;
 pub mod dispatcher;
 mod facts;
+mod job_start;
 pub mod journal;
 pub mod live;
 mod registry;
@@ -27,8 +32,11 @@ pub mod sessions;
 pub mod settings;
 mod site;
 pub mod start;
+mod times;
 pub mod vcenters;
+mod waits;
 
+use self::clock::Clock;
 use self::dispatcher::Dispatcher;
 use self::journal::EventWriter;
 use self::live::{Change, Live};
@@ -58,6 +66,12 @@ pub struct Parts {
     pub live: Live,
     /// The vCenters.
     pub vcenters: VCenters,
+    /// The clock of schedules and windows.
+    pub clock: Clock,
+    /// Has the calendar look at once, as after a job was changed.
+    pub calendar: Arc<Notify>,
+    /// A session of a job begins: one at a time.
+    starting: Arc<tokio::sync::Mutex<()>>,
     known: Arc<RwLock<Known>>,
     running: Arc<Mutex<BTreeMap<Id, watch::Sender<Wish>>>>,
 }
@@ -181,17 +195,36 @@ impl Parts {
 
     /// Begins a session that is written down, or goes on with one.
     pub fn begin(&self, record: SessionRecord) {
-        let (sender, wish) = watch::channel(Wish::GoOn);
+        let wish = match record.state {
+            SessionState::Stopping => {
+                Wish::DoNotBegin("it was being stopped when gantryd was interrupted".to_owned())
+            }
+            _ => Wish::GoOn,
+        };
+        let (sender, wish) = watch::channel(wish);
         let id = record.id;
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
         self.live.tell(Change::State { session: id });
         tokio::spawn(sessions::run(self.clone(), record, wish));
     }
 
-    /// Tells a session to end; false: it does not run.
+    /// Tells a session to end; false: it does not run. A weaker wish than the one that it has
+    /// changes nothing.
     pub fn stop(&self, session: Id, wish: Wish) -> bool {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.get(&session).is_some_and(|sender| sender.send(wish).is_ok())
+        let Some(sender) = running.get(&session) else { return false };
+        sender.send_if_modified(|held| {
+            let is_stronger = match held {
+                Wish::GoOn => wish != Wish::GoOn,
+                Wish::DoNotBegin(_) => wish.stop().is_some(),
+                Wish::Stop(_) => false,
+            };
+            if is_stronger {
+                *held = wish;
+            }
+            is_stronger
+        });
+        true
     }
 
     /// Sessions that run.
@@ -204,11 +237,15 @@ impl Parts {
         self.events.flush().await;
         let result = record.result.unwrap_or(SessionResult::Failed);
         let (reason, totals) = (record.reason.as_deref(), &record.totals);
-        let done = self.database.finish_session(record.id, result, reason, totals, now_ms()).await;
+        let done =
+            self.database.finish_session(record.id, result, reason, totals, self.clock.now_ms());
+        let done = done.await;
         if let Err(error) = done {
             tracing::error!("session {}: its end could not be kept: {error}", record.id);
         }
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&record.id);
         self.live.tell(Change::State { session: record.id });
+        // Other jobs may follow this one.
+        self.calendar.notify_one();
     }
 }

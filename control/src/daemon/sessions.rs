@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::SessionId;
@@ -14,15 +13,19 @@ use gantry_database::model::{
     Id, Job, ProxyChoice, SessionKind, SessionRecord, SessionResult, SessionState, SessionTotals,
     Severity, Trigger, VmRunRecord,
 };
-use gantry_scheduler::SessionVm;
+use gantry_scheduler::schedule::{Retry, Windows};
+use gantry_scheduler::{SessionVm, VmName};
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::application::guest_steps;
+use super::clock::timestamp;
 use super::journal::RunJournal;
 use super::site::{FleetSite, RunPlace};
 use super::vcenters::OpenVCenter;
-use super::{Parts, settings};
+use super::waits::{keep_window, reach_vcenter, stopping};
+use super::{Parts, attempts, settings, times};
 use crate::broker::selection::{Verdict, select};
 use crate::run::document::{Outcome, RunDocument};
 use crate::run::site::Wish;
@@ -40,15 +43,17 @@ struct Session {
     parts: Parts,
     record: SessionRecord,
     job: Job,
+    windows: Windows,
     vcenter: Arc<OpenVCenter>,
     wish: watch::Receiver<Wish>,
 }
 
 /// How a run ended, for the session's books.
-struct RunEnd {
-    run: RunDocument,
-    attempt: u32,
-    result: SessionResult,
+pub(super) struct RunEnd {
+    pub(super) run: RunDocument,
+    pub(super) attempt: u32,
+    pub(super) result: SessionResult,
+    pub(super) ended_ms: u64,
 }
 
 /// A session of a job that is about to begin.
@@ -75,19 +80,19 @@ pub fn new_session(job: &Job, trigger: Trigger, full: bool, by: Option<&str>) ->
 /// Runs a session to its end, from its start or from where an interrupted gantryd left it.
 pub async fn run(parts: Parts, record: SessionRecord, wish: watch::Receiver<Wish>) {
     let id = record.id;
-    let ended = match prepare(&parts, record, wish).await {
-        Ok(mut session) => session.run().await,
-        Err((record, failure)) => {
-            parts.say(id, Severity::Error, &failure.to_string());
-            Err((record, failure))
+    let (record, failure) = match prepare(&parts, record, wish).await {
+        Ok(mut session) => {
+            let failure = session.run().await.err();
+            (session.record, failure)
         }
+        Err((record, failure)) => (record, Some(failure)),
     };
-    let record = match ended {
-        Ok(record) => record,
-        Err((mut record, failure)) => {
-            record.result = Some(SessionResult::Failed);
-            record.reason = Some(failure.to_string());
-            record
+    let record = match failure {
+        None => record,
+        Some(failure) => {
+            parts.say(id, Severity::Error, &failure.to_string());
+            let (result, reason) = (Some(SessionResult::Failed), Some(failure.to_string()));
+            SessionRecord { result, reason, ..record }
         }
     };
     parts.finish(record).await;
@@ -103,24 +108,27 @@ async fn prepare(
         Ok(job) => job,
         Err(error) => return Err((record, failed(FailureKind::Internal, error))),
     };
-    match parts.vcenters.open(job.vcenter).await {
-        Ok(vcenter) => Ok(Session { parts: parts.clone(), record, job, vcenter, wish }),
+    let windows = match times::session_windows(&job, &record) {
+        Ok(windows) => windows,
+        Err(failure) => return Err((record, failure)),
+    };
+    match reach_vcenter(parts, (&job, &record), wish.clone()).await {
+        Ok(vcenter) => Ok(Session { parts: parts.clone(), record, job, windows, vcenter, wish }),
         Err(failure) => Err((record, failure)),
     }
 }
 
 impl Session {
-    async fn run(&mut self) -> Result<SessionRecord, (SessionRecord, Failure)> {
-        match self.run_all().await {
-            Ok(()) => Ok(self.record.clone()),
-            Err(failure) => {
-                self.say(Severity::Error, &failure.to_string());
-                Err((self.record.clone(), failure))
-            }
+    async fn run(&mut self) -> Result<(), Failure> {
+        let mut window = JoinSet::new();
+        if let Some(closes) = self.closes_at() {
+            window.spawn(keep_window(
+                self.parts.clone(),
+                self.record.id,
+                closes,
+                self.shown(closes),
+            ));
         }
-    }
-
-    async fn run_all(&mut self) -> Result<(), Failure> {
         let mut runs = self.parts.runs_of(self.record.id).await?;
         if runs.is_empty() {
             let machines = self.choose()?;
@@ -130,24 +138,60 @@ impl Session {
             runs = self.begin(&machines, 1).await?;
         }
         let mut ended = self.drive_all(runs).await;
-        for attempt in 2..=self.job.retries.count + 1 {
-            let again: Vec<Machine> = ended
-                .values()
-                .filter(|end| end.result == SessionResult::Failed && end.attempt + 1 == attempt)
-                .map(|end| Machine { uuid: end.run.vm.clone(), name: end.run.vm_name.clone() })
-                .collect();
-            if again.is_empty() || !self.pause().await {
-                break;
-            }
-            self.say(
-                Severity::Info,
-                &format!("attempt {attempt} at {} machines that failed", again.len()),
-            );
-            let runs = self.begin(&again, attempt).await?;
+        while let Some((machines, attempt)) = self.again(&ended).await {
+            let text = format!("attempt {attempt} at {} machines that failed", machines.len());
+            self.say(Severity::Info, &text);
+            let runs = self.begin(&machines, attempt).await?;
             ended.extend(self.drive_all(runs).await);
         }
         self.sum_up(&ended);
         Ok(())
+    }
+
+    /// When the session's window closes: that of the night in which it began.
+    fn closes_at(&self) -> Option<Timestamp> {
+        let began = timestamp(self.record.created_ms);
+        match self.windows.is_open(began) {
+            true => self.windows.closes_at(began),
+            false => Some(began),
+        }
+    }
+
+    fn shown(&self, at: Timestamp) -> String {
+        let zone = &self.windows.zone;
+        format!("{} ({zone})", zone.clock(at).strftime("%Y-%m-%d %H:%M"))
+    }
+
+    /// Waits for the next attempt: its machines and its number, or nothing if there is none.
+    async fn again(&self, ended: &BTreeMap<String, RunEnd>) -> Option<(Vec<Machine>, u32)> {
+        if self.wish.borrow().not_to_begin().is_some() {
+            return None;
+        }
+        let plan = times::retries(&self.job);
+        let (attempts, retry) = attempts::following(&plan, ended, &self.windows);
+        let (at, vms) = match retry {
+            Retry::At { at, vms } => (at, vms),
+            Retry::GiveUp { window_closed: true, vms } => {
+                let text = "machines are not tried again: the backup window closes before";
+                self.say(Severity::Warning, &format!("{} {text}", vms.len()));
+                return None;
+            }
+            Retry::Done | Retry::GiveUp { .. } => return None,
+        };
+        let text =
+            format!("{} machines failed and are tried again at {}", vms.len(), self.shown(at));
+        self.say(Severity::Info, &text);
+        let mut wish = self.wish.clone();
+        tokio::select! {
+            biased;
+            _ = stopping(&mut wish) => return None,
+            () = self.parts.clock.wait_until(at) => {}
+        }
+        let machine = |vm: &VmName| {
+            let end = ended.get(vm.as_str())?;
+            Some(Machine { uuid: end.run.vm.clone(), name: end.run.vm_name.clone() })
+        };
+        Some((vms.iter().filter_map(machine).collect(), attempts + 1))
     }
 
     fn say(&self, severity: Severity, text: &str) {
@@ -225,7 +269,9 @@ impl Session {
                 }
             };
             if let Some(result) = run.result {
-                ended.insert(document.vm.clone(), RunEnd { run: document, attempt, result });
+                let ended_ms = run.ended_ms.unwrap_or(run.created_ms);
+                let end = RunEnd { run: document, attempt, result, ended_ms };
+                later(&mut ended, end);
                 continue;
             }
             match self.driver(run, document) {
@@ -238,7 +284,8 @@ impl Session {
         while let Some(joined) = driven.join_next().await {
             match joined {
                 Ok((Ok((run, result)), attempt)) => {
-                    ended.insert(run.vm.clone(), RunEnd { run, attempt, result });
+                    let ended_ms = self.parts.clock.now_ms();
+                    later(&mut ended, RunEnd { run, attempt, result, ended_ms });
                 }
                 Ok((Err(failure), _)) => self.say(Severity::Error, &failure.to_string()),
                 Err(error) => self.say(Severity::Error, &format!("a run broke down: {error}")),
@@ -315,7 +362,8 @@ impl Session {
                 vm: format!("{}/{}", self.vcenter.id, document.vm).into(),
             },
             job: self.job.name.clone(),
-            priority: self.job.priority,
+            // A record's priority has ten times as many steps as the scheduler's.
+            priority: self.job.priority / 10,
             proxies,
             modes: self.job.transport.modes.clone(),
             vcenter: self.vcenter.id.clone(),
@@ -339,16 +387,6 @@ impl Session {
         })
     }
 
-    /// Waits before a further attempt; false: the session is to end.
-    async fn pause(&self) -> bool {
-        let mut wish = self.wish.clone();
-        let pause = Duration::from_secs(u64::from(self.job.retries.pause_seconds));
-        tokio::select! {
-            () = tokio::time::sleep(pause) => true,
-            _ = wish.wait_for(|wish| wish.not_to_begin().is_some()) => false,
-        }
-    }
-
     /// The session's result and sums.
     fn sum_up(&mut self, ended: &BTreeMap<String, RunEnd>) {
         let mut totals = SessionTotals { vms: ended.len() as u64, ..SessionTotals::default() };
@@ -370,10 +408,24 @@ impl Session {
         }
         let worst = ended.values().map(|end| end.result).max();
         self.record.result = worst.or(Some(SessionResult::Failed));
-        if totals.vms_failed > 0 {
-            let text = format!("{} of {} machines failed", totals.vms_failed, totals.vms);
-            self.record.reason = Some(text);
+        let (bad, all) = (totals.vms_failed, totals.vms);
+        if bad > 0 {
+            let stopped = self.wish.borrow().not_to_begin().map(str::to_owned);
+            self.record.reason = Some(match stopped {
+                Some(why) => {
+                    format!("{why}: {bad} of {all} machines have no point of this session")
+                }
+                None => format!("{bad} of {all} machines failed"),
+            });
         }
         self.record.totals = totals;
+    }
+}
+
+/// Of two runs of a machine, the later attempt counts.
+fn later(ended: &mut BTreeMap<String, RunEnd>, end: RunEnd) {
+    let held = ended.get(&end.run.vm);
+    if held.is_none_or(|held| held.attempt <= end.attempt) {
+        ended.insert(end.run.vm.clone(), end);
     }
 }

@@ -14,12 +14,13 @@ use gantry_common::ids::TaskId;
 use gantry_database::Database;
 use gantry_database::model::SessionKind;
 
-use super::Parts;
+use super::clock::Clock;
 use super::dispatcher::Dispatcher;
 use super::journal::EventWriter;
 use super::live::Live;
 use super::registry::DatabaseRegistry;
 use super::vcenters::VCenters;
+use super::{Parts, calendar};
 use crate::authority::Authority;
 use crate::fleet::Fleet;
 use crate::fleet::enrolment::{Addresses, Enrolment};
@@ -89,6 +90,9 @@ pub async fn start(options: &StartOptions) -> Result<Started, Failure> {
         events: EventWriter::start(database.clone(), live.clone()),
         live,
         vcenters: VCenters::new(database, ledger, state.clone()),
+        clock: Clock::default(),
+        calendar: Arc::default(),
+        starting: Arc::default(),
         known: Arc::default(),
         running: Arc::default(),
     };
@@ -104,13 +108,10 @@ fn private_folder(folder: &Path) -> Result<(), Failure> {
     made.map_err(|error| failed(FailureKind::Usage, format!("{}: {error}", folder.display())))
 }
 
-/// Takes up the sessions that an interrupted gantryd left.
+/// Takes up the sessions that an interrupted gantryd left, then keeps the calendar.
 async fn go_on(parts: &Parts) -> Result<(), Failure> {
     let mut left = parts.database.unfinished_sessions().await?;
     left.retain(|record| record.kind == SessionKind::Backup);
-    if left.is_empty() {
-        return Ok(());
-    }
     let parts = parts.clone();
     tokio::spawn(async move {
         // Movers have gone on meanwhile: without them nothing could be known of their tasks.
@@ -123,6 +124,7 @@ async fn go_on(parts: &Parts) -> Result<(), Failure> {
             tracing::warn!("session {} of {} goes on", record.id, record.name);
             parts.begin(record);
         }
+        calendar::keep(parts).await;
     });
     Ok(())
 }

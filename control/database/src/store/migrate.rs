@@ -13,7 +13,10 @@ use super::open::damaged;
 use crate::error::DatabaseError;
 
 /// Number, what it does, SQL.
-const ALL: [(i64, &str, &str); 1] = [(1, "first", include_str!("../../migrations/0001_first.sql"))];
+const ALL: [(i64, &str, &str); 2] = [
+    (1, "first", include_str!("../../migrations/0001_first.sql")),
+    (2, "job clocks", include_str!("../../migrations/0002_job_clocks.sql")),
+];
 
 /// The newest version that this program knows.
 pub(super) const NEWEST: i64 = ALL[ALL.len() - 1].0;

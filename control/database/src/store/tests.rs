@@ -1,6 +1,7 @@
 //! The database: constraints, steps under load, secrets, copies, crashes, old files, speed.
 
 mod configuration;
+mod clocks;
 mod sessions;
 mod secrets;
 mod survival;

@@ -13,13 +13,13 @@ use crate::names::VmName;
 pub struct RetryPlan {
     /// Beyond the first attempt.
     pub retries: u32,
-    /// From the end of an attempt to the next, in minutes.
-    pub pause_minutes: u32,
+    /// From the end of an attempt to the next, in seconds.
+    pub pause_seconds: u32,
 }
 
 impl Default for RetryPlan {
     fn default() -> RetryPlan {
-        RetryPlan { retries: 3, pause_minutes: 10 }
+        RetryPlan { retries: 3, pause_seconds: 600 }
     }
 }
 
@@ -56,7 +56,7 @@ impl RetryPlan {
         if failed.is_empty() {
             return Retry::Done;
         }
-        let pause = SignedDuration::from_mins(i64::from(self.pause_minutes));
+        let pause = SignedDuration::from_secs(i64::from(self.pause_seconds));
         match ended.checked_add(pause) {
             Ok(at) if attempts <= self.retries => {
                 // Also not if the window closes and opens again meanwhile: that is another night.

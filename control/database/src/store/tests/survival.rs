@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use super::*;
 use crate::DatabaseError;
+use crate::store::migrate::NEWEST;
 
 const FOLDER: &str = "GANTRY_DATABASE_TEST_FOLDER";
 const CHILD: &str = "store::tests::survival::child_that_writes_until_it_is_killed";
@@ -107,15 +108,18 @@ async fn damaged_and_newer_files_are_named_and_left_alone() {
     assert!(matches!(error, DatabaseError::Damaged { .. }), "{error}");
 }
 
-fn golden() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/v1")
+/// The files of one version of the schema.
+fn golden(version: i64) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("golden/v{version}"))
 }
 
 /// Makes the files that the next test opens; run once a schema version, never again.
 #[tokio::test]
 #[ignore = "writes into the source tree"]
 async fn make_golden_files() {
-    let database = open(&golden()).await;
+    let folder = golden(NEWEST);
+    std::fs::create_dir(&folder).unwrap();
+    let database = open(&folder).await;
     let (vc, vault) = (vcenter("main"), repository("vault"));
     let secret = gantry_common::secret::Secret::new("golden secret");
     database.create(&vc, &[(vc.password(), secret)], NOW).await.unwrap();
@@ -125,14 +129,20 @@ async fn make_golden_files() {
     database.create_session(&own, &[run(&own, 1)]).await.unwrap();
     database.append_events(&[event(&own, "told")]).await.unwrap();
     database.close().await;
-    std::fs::remove_file(golden().join("lock")).unwrap();
+    std::fs::remove_file(folder.join("lock")).unwrap();
 }
 
 #[tokio::test]
 async fn files_of_every_version_open() {
+    for version in 1..=NEWEST {
+        opens(version).await;
+    }
+}
+
+async fn opens(version: i64) {
     let dir = tempfile::tempdir().unwrap();
     for name in ["gantry.sqlite", "secrets.key"] {
-        std::fs::copy(golden().join(name), dir.path().join(name)).unwrap();
+        std::fs::copy(golden(version).join(name), dir.path().join(name)).unwrap();
     }
     // A checkout does not keep the mode.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
