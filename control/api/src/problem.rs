@@ -122,6 +122,11 @@ impl Problem {
         Problem::new(StatusCode::CONFLICT, Fault::Usage, detail, next)
     }
 
+    /// Not with these credentials (403).
+    pub fn forbidden(detail: impl Into<String>, next: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::FORBIDDEN, Fault::Refused, detail, next)
+    }
+
     /// It cannot be done now (503).
     pub fn unavailable(detail: impl Into<String>, next: impl Into<String>) -> Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, Fault::Network, detail, next)

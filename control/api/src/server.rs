@@ -15,7 +15,7 @@ use gantry_common::secret::Secret;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rustls::ServerConfig;
+pub use rustls::ServerConfig as TlsConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
@@ -34,13 +34,13 @@ pub struct Peer(pub IpAddr);
 ///
 /// # Errors
 /// What is wrong with them.
-pub fn tls_config(chain_pem: &[u8], key_pem: &Secret) -> Result<Arc<ServerConfig>, String> {
+pub fn tls_config(chain_pem: &[u8], key_pem: &Secret) -> Result<Arc<TlsConfig>, String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain_pem).collect();
     let chain = chain.map_err(|error| format!("the API's certificate: {error}"))?;
     let key = PrivateKeyDer::from_pem_slice(key_pem.reveal().as_bytes())
         .map_err(|error| format!("the API's key: {error}"))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = TlsConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_no_client_auth()
@@ -114,7 +114,7 @@ impl Drop for Counted {
 /// Serves until `stop` turns true (or its sender is gone), then lets running requests end.
 pub async fn serve(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    tls: Arc<TlsConfig>,
     router: Router,
     bounds: Bounds,
     mut stop: watch::Receiver<bool>,

@@ -26,6 +26,20 @@ impl Parts {
         (trigger, full, by): (Trigger, bool, Option<&str>),
         why: &str,
     ) -> Result<Id, Failure> {
+        self.start_job_on(job, &[], (trigger, full, by), why).await
+    }
+
+    /// The same, with only those of the job's machines that bear these instance UUIDs; none: all.
+    ///
+    /// # Errors
+    /// As [`Parts::start_job`].
+    pub async fn start_job_on(
+        &self,
+        job: &Job,
+        only: &[String],
+        (trigger, full, by): (Trigger, bool, Option<&str>),
+        why: &str,
+    ) -> Result<Id, Failure> {
         let _one = self.starting.lock().await;
         if let Some(running) = self.session_of(job.id).await? {
             let text = format!("session {running} of job {} still runs", job.name);
@@ -39,6 +53,7 @@ impl Parts {
         let mut record = sessions::new_session(job, trigger, full, by);
         let now_ms = self.clock.now_ms();
         record.id = Id::draw(now_ms);
+        record.document["only"] = only.into();
         (record.created_ms, record.started_ms) = (now_ms, Some(now_ms));
         self.database.create_session(&record, &[]).await?;
         let id = record.id;

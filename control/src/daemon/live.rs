@@ -3,8 +3,9 @@
 //! In: what runs say. Out: a snapshot of the numbers, and a stream of changes; a watcher that is too
 //! slow loses changes and is told so, and nobody waits for it. Holds nothing that must survive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use gantry_common::ids::SessionId;
 use gantry_common::work::DiskProgress;
@@ -47,12 +48,46 @@ impl Change {
     }
 }
 
-type Disks = BTreeMap<i32, DiskProgress>;
+/// Over how long a rate is taken.
+const RATE_OVER: Duration = Duration::from_secs(10);
+/// Looks at a run that are kept for its rate.
+const LOOKS_MAX: usize = 64;
+
+/// A run's numbers.
+#[derive(Debug, Default)]
+struct Run {
+    disks: BTreeMap<i32, DiskProgress>,
+    /// What was done of all of it, and when; the oldest first.
+    looks: VecDeque<(Instant, u64)>,
+}
+
+impl Run {
+    fn note(&mut self, key: i32, disk: &DiskProgress, now: Instant) {
+        self.disks.insert(key, disk.clone());
+        let done = self.disks.values().map(|disk| disk.done_bytes).sum();
+        while self.looks.len() >= LOOKS_MAX
+            || self.looks.front().is_some_and(|(at, _)| now.duration_since(*at) > RATE_OVER)
+        {
+            self.looks.pop_front();
+        }
+        self.looks.push_back((now, done));
+    }
+
+    /// Bytes a second over the last seconds.
+    fn rate(&self, now: Instant) -> u64 {
+        let (Some((began, first)), Some((_, last))) = (self.looks.front(), self.looks.back())
+        else {
+            return 0;
+        };
+        let over = now.duration_since(*began).max(Duration::from_secs(1));
+        (last.saturating_sub(*first) as f64 / over.as_secs_f64()) as u64
+    }
+}
 
 /// The live numbers. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Live {
-    runs: Arc<Mutex<BTreeMap<SessionId, Disks>>>,
+    runs: Arc<Mutex<BTreeMap<SessionId, Run>>>,
     changes: broadcast::Sender<Change>,
 }
 
@@ -77,17 +112,37 @@ impl Live {
     /// A disk's numbers.
     pub fn progress(&self, run: SessionId, key: i32, disk: &DiskProgress) {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        runs.entry(run).or_default().insert(key, disk.clone());
+        runs.entry(run).or_default().note(key, disk, Instant::now());
     }
 
-    /// A run's numbers.
-    pub fn of(&self, run: SessionId) -> Vec<DiskProgress> {
+    /// A run's numbers by its disks' keys, and the bytes that were done a second lately.
+    pub fn of(&self, run: SessionId) -> (BTreeMap<i32, DiskProgress>, u64) {
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        runs.get(&run).map(|disks| disks.values().cloned().collect()).unwrap_or_default()
+        runs.get(&run).map(|run| (run.disks.clone(), run.rate(Instant::now()))).unwrap_or_default()
     }
 
     /// A run has ended.
     pub fn forget(&self, run: SessionId) {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_of_the_last_seconds_and_costs_bounded_memory() {
+        let mut run = Run::default();
+        let began = Instant::now();
+        assert_eq!(run.rate(began), 0);
+        for second in 0..1_000 {
+            let disk = DiskProgress { done_bytes: second * 1_000, ..DiskProgress::default() };
+            run.note(2000, &disk, began + Duration::from_secs(second));
+        }
+        assert_eq!(run.rate(began + Duration::from_secs(999)), 1_000);
+        assert!(run.looks.len() <= 12);
+        // A run that stands still slows down.
+        assert!(run.rate(began + Duration::from_secs(1_009)) <= 500);
     }
 }

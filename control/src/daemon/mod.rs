@@ -20,6 +20,7 @@ use tokio::sync::{Notify, watch};
 
 mod application;
 mod attempts;
+pub mod backend;
 mod calendar;
 pub mod clock;
 pub mod dispatcher;
@@ -27,6 +28,8 @@ mod facts;
 mod job_start;
 pub mod journal;
 pub mod live;
+mod maintenance;
+pub mod program;
 mod registry;
 pub mod sessions;
 pub mod settings;
@@ -74,6 +77,35 @@ pub struct Parts {
     starting: Arc<tokio::sync::Mutex<()>>,
     known: Arc<RwLock<Known>>,
     running: Arc<Mutex<BTreeMap<Id, watch::Sender<Wish>>>>,
+    counts: Arc<Mutex<Counts>>,
+}
+
+/// What has happened since gantryd began to count, for metrics.
+#[derive(Debug, Clone, Default)]
+pub struct Counts {
+    /// Sessions that ended: kind, result, how many.
+    pub sessions_ended: Vec<(String, String, u64)>,
+    /// Bytes read from sources by sessions that ended.
+    pub read_bytes: u64,
+    /// Bytes sent between movers by them.
+    pub transferred_bytes: u64,
+}
+
+impl Counts {
+    fn note(&mut self, record: &SessionRecord) {
+        let word = |value: serde_json::Result<serde_json::Value>| {
+            value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+        };
+        let kind = word(serde_json::to_value(record.kind));
+        let result = word(serde_json::to_value(record.result.unwrap_or(SessionResult::Failed)));
+        let known = self.sessions_ended.iter_mut().find(|(a, b, _)| (a, b) == (&kind, &result));
+        match known {
+            Some((_, _, count)) => *count += 1,
+            None => self.sessions_ended.push((kind, result, 1)),
+        }
+        self.read_bytes += record.totals.read_bytes;
+        self.transferred_bytes += record.totals.transferred_bytes;
+    }
 }
 
 /// Records that are looked at all the time.
@@ -227,6 +259,11 @@ impl Parts {
         true
     }
 
+    /// What happened so far.
+    pub fn counts(&self) -> Counts {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Sessions that run.
     pub fn running(&self) -> Vec<Id> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
@@ -237,6 +274,7 @@ impl Parts {
         self.events.flush().await;
         let result = record.result.unwrap_or(SessionResult::Failed);
         let (reason, totals) = (record.reason.as_deref(), &record.totals);
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).note(&record);
         let done =
             self.database.finish_session(record.id, result, reason, totals, self.clock.now_ms());
         let done = done.await;

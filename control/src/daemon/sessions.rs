@@ -206,7 +206,11 @@ impl Session {
             self.say(Severity::Warning, &format!("{rule}: no machine fits"));
         }
         let mut machines = Vec::new();
-        for vm in selected.vms {
+        let only = &self.record.document["only"];
+        let only: Vec<&str> =
+            only.as_array().into_iter().flatten().filter_map(|uuid| uuid.as_str()).collect();
+        let is_asked = |uuid: &str| only.is_empty() || only.contains(&uuid);
+        for vm in selected.vms.into_iter().filter(|vm| is_asked(&vm.instance_uuid)) {
             match vm.verdict {
                 Verdict::In { why } => {
                     self.say(Severity::Info, &format!("{}: taken, {why}", vm.vm.name));

@@ -18,6 +18,7 @@ use super::clock::Clock;
 use super::dispatcher::Dispatcher;
 use super::journal::EventWriter;
 use super::live::Live;
+use super::maintenance;
 use super::registry::DatabaseRegistry;
 use super::vcenters::VCenters;
 use super::{Parts, calendar};
@@ -51,7 +52,8 @@ pub struct StartOptions {
     pub url: String,
 }
 
-/// gantryd at work.
+/// gantryd at work. Clones are the same.
+#[derive(Clone)]
 pub struct Started {
     /// Its parts.
     pub parts: Parts,
@@ -95,6 +97,7 @@ pub async fn start(options: &StartOptions) -> Result<Started, Failure> {
         starting: Arc::default(),
         known: Arc::default(),
         running: Arc::default(),
+        counts: Arc::default(),
     };
     parts.refresh().await?;
     go_on(&parts).await?;
@@ -102,7 +105,7 @@ pub async fn start(options: &StartOptions) -> Result<Started, Failure> {
     Ok(Started { parts, authority, enrolment: Arc::new(enrolment) })
 }
 
-fn private_folder(folder: &Path) -> Result<(), Failure> {
+pub(super) fn private_folder(folder: &Path) -> Result<(), Failure> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|error| failed(FailureKind::Usage, format!("{}: {error}", folder.display())))
@@ -110,8 +113,12 @@ fn private_folder(folder: &Path) -> Result<(), Failure> {
 
 /// Takes up the sessions that an interrupted gantryd left, then keeps the calendar.
 async fn go_on(parts: &Parts) -> Result<(), Failure> {
-    let mut left = parts.database.unfinished_sessions().await?;
-    left.retain(|record| record.kind == SessionKind::Backup);
+    let left = parts.database.unfinished_sessions().await?;
+    let (left, others): (Vec<_>, Vec<_>) =
+        left.into_iter().partition(|record| record.kind == SessionKind::Backup);
+    for record in others {
+        parts.finish(maintenance::interrupted(record)).await;
+    }
     let parts = parts.clone();
     tokio::spawn(async move {
         // Movers have gone on meanwhile: without them nothing could be known of their tasks.

@@ -160,6 +160,31 @@ impl Database {
         Ok(transaction.commit().await?)
     }
 
+    /// Enrolments that are kept, used ones too, by mover.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub async fn enrolments(&self) -> Result<Vec<EnrolmentRecord>, DatabaseError> {
+        let query = sqlx::query_as(
+            "SELECT hash, mover, role, created_ms, expires_ms, used_ms FROM enrolments \
+             ORDER BY mover, created_ms",
+        );
+        let rows: Vec<EnrolmentRow> = query.fetch_all(&self.inner.readers).await?;
+        rows.into_iter().map(enrolment).collect()
+    }
+
+    /// Withdraws a mover's enrolments that were not used.
+    ///
+    /// # Errors
+    /// [`DatabaseError::NotFound`].
+    pub async fn delete_enrolments(&self, mover: &str) -> Result<(), DatabaseError> {
+        let done = sqlx::query("DELETE FROM enrolments WHERE mover = $1 AND used_ms IS NULL")
+            .bind(mover)
+            .execute(&self.inner.writer)
+            .await?;
+        (done.rows_affected() > 0).then_some(()).ok_or_else(|| missing("enrolment", mover))
+    }
+
     /// Spends an enrolment and keeps the mover that it was for, both or neither. The mover's name and
     /// role are the enrolment's.
     ///
