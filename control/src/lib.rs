@@ -20,6 +20,7 @@
 //! * [`local`]: this host as the only proxy, without a service.
 //! * [`daemon`]: gantryd, the service.
 //! * [`fleet`]: the movers under gantryd, and the tasks that they carry out.
+//! * [`client`]: gantryd's REST API from outside.
 //! * [`config`], [`cli`]: the command `gantry`.
 //! * [`limits`]: every bound of the control plane.
 
@@ -41,4 +42,5 @@ pub mod local;
 pub mod daemon;
 pub mod fleet;
 pub mod config;
+pub mod client;
 pub mod cli;

@@ -27,3 +27,4 @@ pub mod simulated;
 pub mod vcsim;
 pub mod vsphere;
 pub mod gantryd;
+pub mod served;

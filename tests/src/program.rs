@@ -35,6 +35,14 @@ pub fn control() -> PathBuf {
     program
 }
 
+/// `gantryd`, or what `GANTRY_DAEMON` names instead.
+pub fn daemon() -> PathBuf {
+    let named = std::env::var_os("GANTRY_DAEMON").map(PathBuf::from);
+    let program = named.unwrap_or_else(|| profile_folder().join("gantryd-under-test"));
+    assert!(program.exists(), "{} is not built: cargo build --workspace", program.display());
+    program
+}
+
 /// A child process; killed (SIGKILL) and reaped when dropped.
 #[derive(Debug)]
 pub struct Running {

@@ -116,6 +116,23 @@ pub struct MoverState {
     pub tasks_running: u64,
     /// Why its last connection was refused.
     pub refused: Option<String>,
+    /// The repository that it serves.
+    pub repository: Option<ServedRepository>,
+}
+
+/// A repository as its mover serves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServedRepository {
+    /// Its id, 32 hexadecimal digits: what a repository's record names it by.
+    pub id: String,
+    /// Port on which movers reach it.
+    pub port: u16,
+    /// Its folder.
+    pub path: String,
+    /// Bytes of its file system.
+    pub capacity_bytes: u64,
+    /// Free ones.
+    pub free_bytes: u64,
 }
 
 /// What a repository holds.

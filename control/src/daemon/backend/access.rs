@@ -9,7 +9,7 @@ use gantry_api::Problem;
 use gantry_api::access::{KnownToken, TokenDigest};
 use gantry_api::backend::Answered;
 use gantry_api::views::{
-    Enrolment, EnrolmentMade, EnrolmentRequest, MoverState, Token, TokenRequest,
+    Enrolment, EnrolmentMade, EnrolmentRequest, MoverState, ServedRepository, Token, TokenRequest,
 };
 use gantry_common::enrolment::MoverRole;
 use gantry_common::failure::{Failure, FailureKind};
@@ -53,6 +53,16 @@ pub(super) fn not_let_in(failure: Failure) -> Problem {
 fn shown(record: TokenRecord) -> Token {
     let TokenRecord { id, name, role, created_ms, expires_ms, last_used_ms, hash: _ } = record;
     Token { id, name, role, created_ms, expires_ms, last_used_ms }
+}
+
+fn served(facts: &gantry_common::control::RepositoryFacts) -> ServedRepository {
+    ServedRepository {
+        id: facts.id.to_string(),
+        port: facts.port,
+        path: facts.path.clone(),
+        capacity_bytes: facts.capacity_bytes,
+        free_bytes: facts.free_bytes,
+    }
 }
 
 impl Gantryd {
@@ -154,6 +164,7 @@ impl Gantryd {
                 cores: view.map_or(0, |view| view.facts.cores),
                 tasks_running: view.map_or(0, |view| view.tasks_running as u64),
                 refused: view.and_then(|view| view.refused.clone()),
+                repository: view.and_then(|view| view.facts.repository.as_ref()).map(served),
                 mover,
             }
         };
