@@ -147,7 +147,7 @@ impl Served<'_> {
 
     /// A session's log, and what the programs wrote.
     pub async fn log(&self, session: &str) -> String {
-        let path = format!("sessions/{session}/events?limit=1000");
+        let path = format!("sessions/{session}/events?limit=500");
         let events = self.client.get(&path).await;
         let mut text = format!("{events:#?}");
         for process in self.movers.iter().chain([&self.daemon.process]) {
@@ -167,7 +167,8 @@ impl Served<'_> {
         let Daemon { api, control, .. } = &self.daemon;
         let (api, control) = (api.clone(), control.clone());
         self.daemon = Daemon::start(self.sphere.scratch.path(), Some((&api, &control)));
-        self.client = Client::new(&login(self.sphere.scratch.path(), &self.daemon)).expect("a client");
+        self.client =
+            Client::new(&login(self.sphere.scratch.path(), &self.daemon)).expect("a client");
     }
 
     /// Ends the movers, so that the repository's folder can be read.

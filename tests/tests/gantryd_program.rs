@@ -99,7 +99,7 @@ async fn look_for_secrets(served: &Served<'_>, session: &str) {
         }
     }
     assert!(looked_at > 10, "files were looked at");
-    let events = format!("sessions/{session}/events?limit=1000");
+    let events = format!("sessions/{session}/events?limit=500");
     for path in ["vcenters", "tokens", "export", "settings", "movers", "jobs", "sessions", &events]
     {
         let answer = served.client.get(path).await.expect("an answer").to_string();
@@ -143,17 +143,17 @@ fn nobody_without_a_token_gets_anything_and_a_viewer_changes_nothing() {
             let refused = viewer.call(method, path, Some(&json!({}))).await.expect_err("refused");
             assert!(refused.message.contains("role"), "{path}: {refused}");
         }
-        for token in ["", "gantry_0000", "x"] {
-            let nobody = with(token);
-            for path in ["jobs", "sessions", "points", "about", "openapi.json"] {
-                nobody.get(path).await.expect_err("refused");
-            }
-        }
         let last = admin.get("tokens").await.expect("listed")["items"].clone();
         let own = last.as_array().expect("a list").iter().find(|one| one["role"] == "admin");
         let path = format!("tokens/{}", own.expect("it is")["id"].as_str().expect("an id"));
         let kept = admin.call(Method::DELETE, &path, None).await.expect_err("the last one");
         assert!(kept.message.contains("last administrator"), "{kept}");
         admin.get("jobs").await.expect("still let in");
+        for token in ["", "gantry_0000", "x"] {
+            let nobody = with(token);
+            for path in ["jobs", "sessions", "points", "about", "openapi.json"] {
+                nobody.get(path).await.expect_err("refused");
+            }
+        }
     });
 }

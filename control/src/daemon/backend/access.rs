@@ -49,12 +49,6 @@ pub(super) fn not_let_in(failure: Failure) -> Problem {
     }
 }
 
-/// A token as its administrator sees it.
-fn shown(record: TokenRecord) -> Token {
-    let TokenRecord { id, name, role, created_ms, expires_ms, last_used_ms, hash: _ } = record;
-    Token { id, name, role, created_ms, expires_ms, last_used_ms }
-}
-
 fn served(facts: &gantry_common::control::RepositoryFacts) -> ServedRepository {
     ServedRepository {
         id: facts.id.to_string(),
@@ -90,7 +84,7 @@ impl Gantryd {
     }
 
     pub(super) async fn all_tokens(&self) -> Answered<Vec<Token>> {
-        Ok(self.token_records().await?.into_iter().map(shown).collect())
+        Ok(self.token_records().await?.into_iter().map(Token::from).collect())
     }
 
     pub(super) async fn note_token(&self, id: &str, now_ms: u64) {
@@ -120,7 +114,7 @@ impl Gantryd {
             last_used_ms: None,
         };
         self.parts.database.create_token(&record).await.map_err(refused)?;
-        Ok(shown(record))
+        Ok(Token::from(record))
     }
 
     pub(super) async fn drop_token(&self, id: Id, now_ms: u64) -> Answered<()> {

@@ -23,7 +23,6 @@ use serde_json::Value;
 
 use super::Parts;
 use super::start::Started;
-use crate::authority::Authority;
 use crate::fleet::enrolment::Enrolment as Admission;
 use crate::run::now_ms;
 
@@ -37,17 +36,12 @@ mod sessions;
 pub struct Gantryd {
     parts: Parts,
     admission: Arc<Admission>,
-    _authority: Arc<Authority>,
 }
 
 impl Gantryd {
     /// Over the parts that were started.
     pub fn new(started: &Started) -> Gantryd {
-        Gantryd {
-            parts: started.parts.clone(),
-            admission: Arc::clone(&started.enrolment),
-            _authority: Arc::clone(&started.authority),
-        }
+        Gantryd { parts: started.parts.clone(), admission: Arc::clone(&started.enrolment) }
     }
 }
 
