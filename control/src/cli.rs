@@ -16,7 +16,13 @@ use crate::transport::ProxyFacts;
 use crate::vcenter::VCenter;
 
 mod probe;
+mod service;
 mod vm;
+
+use self::service::{
+    ConfigCommand, JobCommand, LoginArguments, MoverCommand, PointCommand, RecordCommand,
+    RepositoryCommand, ServiceCommand, SessionCommand, TokenCommand, VcenterMore,
+};
 
 /// Gantry: backs up vSphere virtual machines without agents, and brings them back.
 #[derive(Debug, Parser)]
@@ -31,17 +37,79 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Look at a vCenter or ESXi.
+    /// Log in to gantryd; all commands but vm, cleanup and vcenter probe go to it.
+    Login(LoginArguments),
+    /// vCenters and ESXi hosts.
     Vcenter {
         #[command(subcommand)]
         command: VcenterCommand,
     },
-    /// List virtual machines, back them up.
+    /// Movers: invite them, see how they stand, lock them out.
+    Mover {
+        #[command(subcommand)]
+        command: MoverCommand,
+    },
+    /// Proxies: hosts that read disks.
+    Proxy {
+        #[command(subcommand)]
+        command: RecordCommand,
+    },
+    /// Repositories: what they hold, verifying, collecting.
+    Repository {
+        #[command(subcommand)]
+        command: RepositoryCommand,
+    },
+    /// Jobs: what is backed up, where to, when; start and stop them.
+    Job {
+        #[command(subcommand)]
+        command: JobCommand,
+    },
+    /// Sessions: what runs and what has run.
+    Session {
+        #[command(subcommand)]
+        command: SessionCommand,
+    },
+    /// Restore points.
+    Point {
+        #[command(subcommand)]
+        command: PointCommand,
+    },
+    /// Rules that limit the rate between networks.
+    Traffic {
+        #[command(subcommand)]
+        command: RecordCommand,
+    },
+    /// Credentials for scripts in guests.
+    Credential {
+        #[command(subcommand)]
+        command: RecordCommand,
+    },
+    /// Tokens: who may use the API.
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Settings of the service, and the whole configuration.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Print a completion script for a shell.
+    Completion {
+        /// Which.
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages of gantry and gantryd.
+    Man {
+        /// Folder.
+        folder: PathBuf,
+    },
+    /// Without gantryd: list virtual machines, back them up from this host.
     Vm {
         #[command(subcommand)]
         command: VmCommand,
     },
-    /// Undo what an interrupted backup left in vCenter: attached disks, snapshots, leases. Every
+    /// Without gantryd: undo what an interrupted backup left in vCenter: attached disks, snapshots, leases. Every
     /// backup begins with it.
     Cleanup(ConfigArguments),
 }
@@ -78,6 +146,10 @@ struct BackupArguments {
 
 #[derive(Debug, Subcommand)]
 enum VcenterCommand {
+    #[command(flatten)]
+    Record(RecordCommand),
+    #[command(flatten)]
+    More(VcenterMore),
     /// Report versions, privileges, disks, CBT, transport modes and read speed. Changes nothing.
     Probe(ProbeArguments),
 }
@@ -148,14 +220,41 @@ fn run(command: Command) -> Result<(), Failure> {
     let runtime = runtime
         .map_err(|error| Failure::new(FailureKind::Internal, format!("starting tokio: {error}")))?;
     runtime.block_on(async {
-        match command {
-            Command::Vcenter { command: VcenterCommand::Probe(arguments) } => {
-                probe::run(&arguments).await
+        let command = match command {
+            Command::Login(arguments) => return service::login(&arguments).await,
+            Command::Completion { shell } => {
+                service::completion(shell);
+                return Ok(());
             }
-            Command::Vm { command: VmCommand::List(arguments) } => vm::list(&arguments).await,
-            Command::Vm { command: VmCommand::Backup(arguments) } => vm::backup(&arguments).await,
-            Command::Cleanup(arguments) => vm::cleanup(&arguments).await,
-        }
+            Command::Man { folder } => return service::manual(&folder),
+            Command::Vcenter { command: VcenterCommand::Probe(arguments) } => {
+                return probe::run(&arguments).await;
+            }
+            Command::Vm { command: VmCommand::List(arguments) } => {
+                return vm::list(&arguments).await;
+            }
+            Command::Vm { command: VmCommand::Backup(arguments) } => {
+                return vm::backup(&arguments).await;
+            }
+            Command::Cleanup(arguments) => return vm::cleanup(&arguments).await,
+            Command::Vcenter { command: VcenterCommand::Record(command) } => {
+                ServiceCommand::Vcenter(command)
+            }
+            Command::Vcenter { command: VcenterCommand::More(command) } => {
+                ServiceCommand::VcenterMore(command)
+            }
+            Command::Mover { command } => ServiceCommand::Mover(command),
+            Command::Proxy { command } => ServiceCommand::Proxy(command),
+            Command::Repository { command } => ServiceCommand::Repository(command),
+            Command::Job { command } => ServiceCommand::Job(command),
+            Command::Session { command } => ServiceCommand::Session(command),
+            Command::Point { command } => ServiceCommand::Point(command),
+            Command::Traffic { command } => ServiceCommand::Traffic(command),
+            Command::Credential { command } => ServiceCommand::Credential(command),
+            Command::Token { command } => ServiceCommand::Token(command),
+            Command::Config { command } => ServiceCommand::Config(command),
+        };
+        service::run(command).await
     })
 }
 

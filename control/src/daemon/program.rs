@@ -40,7 +40,7 @@ const RENEW_EVERY: std::time::Duration = std::time::Duration::from_secs(24 * 360
 /// The control plane of Gantry: jobs, schedules, movers, vCenter, REST API.
 #[derive(Debug, Parser)]
 #[command(name = "gantryd", version, max_term_width = 100)]
-struct Arguments {
+pub struct Arguments {
     /// What to log on standard error: error, warn, info, debug, trace.
     #[arg(long, global = true, default_value = "info", env = "GANTRY_LOG")]
     log: String,
