@@ -183,8 +183,8 @@ async fn follow(client: &Client, asked: &Asked, id: &str) -> Result<(), Failure>
     client
         .follow(id, |kind, data| match kind {
             "progress" if is_terminal => bars.show(data),
-            "event" if is_terminal => drop(bars.all.println(line(&data["event"]))),
-            "event" if !asked.json => say(&line(&data["event"])),
+            "event" if is_terminal => drop(bars.all.println(line(data))),
+            "event" if !asked.json => say(&line(data)),
             _ => {}
         })
         .await?;

@@ -1,0 +1,137 @@
+//! The command gantry over gantryd's API, both as processes: what an administrator types from the
+//! log-in to the restore point, with its exit codes.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use gantry_tests::gantryd::on_runtime;
+use gantry_tests::program::control;
+use gantry_tests::served::Served;
+use serde_json::Value;
+
+struct Gantry {
+    login: PathBuf,
+}
+
+impl Gantry {
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(control());
+        command.args(arguments).env("GANTRY_LOGIN", &self.login).env_remove("GANTRY_CONFIG");
+        command.output().expect("gantry runs")
+    }
+
+    #[track_caller]
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    #[track_caller]
+    fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.ok(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
+    }
+
+    /// Refused with this exit code; what it said.
+    #[track_caller]
+    fn refused(&self, arguments: &[&str], code: i32) -> String {
+        let output = self.run(arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        text
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path")
+}
+
+#[test]
+fn from_the_log_in_to_the_restore_point() {
+    on_runtime(61, async |sphere| {
+        let mut served = Served::new(sphere, &["web", "idle"]).await;
+        let gantry = Gantry { login: sphere.scratch.join("login.json") };
+        let state = sphere.scratch.join("gantryd");
+        let (ca, token) = (state.join("ca.pem"), state.join("admin.token"));
+        let url = format!("https://{}", served.daemon.api);
+        let not_yet = gantry.refused(&["job", "list"], 2);
+        assert!(not_yet.contains("gantry login"), "{not_yet}");
+        let login = ["login", &url, "--ca", text(&ca), "--token-file", text(&token)];
+        assert!(gantry.ok(&login).contains("admin"));
+
+        for group in
+            ["vcenter", "proxy", "repository", "job", "mover", "traffic", "credential", "token"]
+        {
+            let listed = gantry.ok(&[group, "list"]);
+            assert!(listed.starts_with("NAME"), "{group}: {listed}");
+            assert!(gantry.json(&[group, "list"])["items"].is_array(), "{group}");
+        }
+        assert!(gantry.ok(&["mover", "list"]).contains("repository-mover"));
+        assert!(gantry.ok(&["vcenter", "test", "vcenter"]).contains("vCenter"));
+        assert!(gantry.ok(&["job", "vms", "nightly"]).contains("idle"));
+        assert!(gantry.ok(&["repository", "stat", "repository"]).contains("iB"));
+
+        // A record goes out as JSON and comes in again, with references by name.
+        let shown = gantry.ok(&["job", "show", "nightly"]);
+        let file = sphere.scratch.write("job.json", &shown);
+        gantry.ok(&["job", "add", "second", "--file", text(&file), "--set", "vcenter=vcenter"]);
+        gantry.ok(&["job", "edit", "second", "-s", "selection.patterns=[\"idle\"]"]);
+        let second: Value =
+            serde_json::from_str(&gantry.ok(&["job", "show", "second"])).expect("JSON");
+        assert_eq!(second["selection"]["patterns"], serde_json::json!(["idle"]));
+        let used = gantry.refused(&["vcenter", "remove", "vcenter"], 2);
+        assert!(used.contains("nightly"), "{used}");
+        let unknown = gantry.refused(&["job", "show", "third"], 2);
+        assert!(unknown.contains("nightly, second"), "{unknown}");
+        gantry.refused(&["job", "edit", "second", "-s", "prioriti=5"], 2);
+
+        // The log goes by while it runs, the summary stands at the end.
+        let watched = gantry.ok(&["job", "start", "nightly", "--watch"]);
+        for part in ["was committed", "finished success", "idle (attempt 1)", "bottleneck", "read "]
+        {
+            assert!(watched.contains(part), "{part}: {watched}");
+        }
+        assert!(gantry.ok(&["session", "list", "--job", "nightly"]).contains("success"));
+        assert!(gantry.ok(&["session", "events", "last"]).contains("snapshot"));
+        let shown = gantry.json(&["session", "show", "last"]);
+        assert_eq!(shown["session"]["totals"]["vms_done"], 2);
+        let only = gantry.ok(&["job", "start", "nightly", "--vm", "idle", "--full", "--watch"]);
+        assert!(only.contains("idle (attempt 1)") && !only.contains("web (attempt"), "{only}");
+        gantry.refused(&["job", "start", "nightly", "--vm", "large"], 2);
+
+        let points = gantry.json(&["point", "list"]);
+        assert_eq!(points["items"].as_array().map(Vec::len), Some(3), "{points}");
+        let point = points["items"][0]["id"].as_str().expect("an id").to_owned();
+        assert!(gantry.ok(&["point", "protect", &point]).contains("protected"));
+        let refused = gantry.run(&["point", "delete", &point]);
+        assert!(!refused.status.success(), "a protected point is not deleted");
+        gantry.ok(&["point", "unprotect", &point]);
+        assert!(gantry.ok(&["point", "config", &point]).contains("guest_id"));
+
+        // A session that fails says so by its exit code.
+        gantry.ok(&["job", "edit", "second", "-s", "selection.patterns=[\"nobody*\"]"]);
+        let failed = gantry.refused(&["job", "start", "second", "--watch"], 3);
+        assert!(failed.contains("names no machine"), "{failed}");
+
+        let made = sphere.scratch.join("viewer.token");
+        gantry.ok(&["token", "create", "looker", "--role", "viewer", "--output", text(&made)]);
+        let viewer = Gantry { login: sphere.scratch.join("viewer.json") };
+        viewer.ok(&["login", &url, "--ca", text(&ca), "--token-file", text(&made)]);
+        viewer.ok(&["job", "list"]);
+        viewer.refused(&["job", "remove", "nightly"], 4);
+        assert!(gantry.ok(&["mover", "invite", "proxy-9", "--role", "proxy"]).len() > 40);
+        gantry.ok(&["config", "set", "session_days", "30"]);
+        assert!(gantry.ok(&["config", "export"]).contains("session_days"));
+        for shell in ["bash", "zsh", "fish"] {
+            assert!(gantry.ok(&["completion", shell]).contains("gantry"), "{shell}");
+        }
+        let pages = sphere.scratch.join("man");
+        gantry.ok(&["man", text(&pages)]);
+        for page in ["gantry.1", "gantry-job-start.1", "gantryd.1"] {
+            assert!(pages.join(page).exists(), "{page}");
+        }
+        served.stop_movers();
+    });
+}
