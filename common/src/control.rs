@@ -24,9 +24,9 @@ use crate::wire::PointSummary;
 use crate::work::{DiskProgress, WORK_BYTES_MAX};
 
 /// Protocol number, sent in [`Report::Hello`] and carried by [`CONTROL_ALPN`].
-pub const CONTROL_PROTOCOL: u16 = 1;
+pub const CONTROL_PROTOCOL: u16 = 2;
 /// ALPN of a mover's connection to gantryd.
-pub const CONTROL_ALPN: &[u8] = b"gantry-control/1";
+pub const CONTROL_ALPN: &[u8] = b"gantry-control/2";
 /// Bytes of a frame's length.
 pub const CONTROL_PREFIX_BYTES: usize = 4;
 /// Bytes of a command: a work document and a little.

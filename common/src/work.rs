@@ -156,6 +156,15 @@ pub struct DiskProgress {
     pub read_bytes: u64,
     /// Sent, compressed.
     pub sent_bytes: u64,
+    /// Reads of the source that have ended.
+    #[serde(default)]
+    pub reads: u64,
+    /// What they took together, in microseconds.
+    #[serde(default)]
+    pub reads_us: u64,
+    /// For how many milliseconds the limit of the rate has held back what the whole work sends.
+    #[serde(default)]
+    pub held_back_ms: u64,
 }
 
 /// What a mover says about its work; `R` is the mover's whole report.

@@ -261,6 +261,10 @@ pub struct Progress {
     pub read_bytes: AtomicU64,
     /// Stored bytes handed to the network.
     pub sent_bytes: AtomicU64,
+    /// Reads that have ended.
+    pub reads: AtomicU64,
+    /// What they took together, in microseconds.
+    pub reads_us: AtomicU64,
 }
 
 impl Progress {

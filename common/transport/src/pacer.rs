@@ -29,6 +29,8 @@ pub struct Pacer {
 struct Shared {
     /// Bytes a second; 0: no limit.
     rate: AtomicU64,
+    /// Milliseconds that permits were held back, all together.
+    waited_ms: AtomicU64,
     /// Whoever holds it is next.
     turn: Mutex<Option<Debt>>,
     changed: Notify,
@@ -88,6 +90,11 @@ impl Pacer {
         NonZeroU64::new(self.shared.rate.load(Ordering::Relaxed))
     }
 
+    /// Milliseconds for which it has held bytes back so far: never more than have passed.
+    pub fn waited_ms(&self) -> u64 {
+        self.shared.waited_ms.load(Ordering::Relaxed)
+    }
+
     /// Waits until `wire_bytes` may go out.
     pub async fn permit(&self, wire_bytes: usize) {
         if self.rate().is_none() {
@@ -106,6 +113,9 @@ impl Pacer {
                 () = tokio::time::sleep(wait) => {}
                 () = self.shared.changed.notified() => {}
             }
+            // By the clock, since a wait may be cut short; whole milliseconds, rounded up or down.
+            let held_ms = (now.elapsed().as_micros() as u64 + 500) / 1000;
+            self.shared.waited_ms.fetch_add(held_ms, Ordering::Relaxed);
         }
     }
 }

@@ -4,13 +4,13 @@
 //! with the scheduler's reason. One for the whole service. Every change asks the scheduler anew; its
 //! decisions go to whoever waits for them. Must not: decide; [`gantry_scheduler`] does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use gantry_scheduler::{
-    Assignment, Decision, HoldReason, Proxy, ProxyName, Repository, RequestError, Scheduler,
-    SessionVm, TaskId, VmRequest,
+    Assignment, DatastoreName, Decision, GuardState, HoldReason, Proxy, ProxyName, Repository,
+    RequestError, Scheduler, SessionVm, TaskId, TransportMode, VmRequest,
 };
 use tokio::sync::mpsc;
 
@@ -36,6 +36,8 @@ pub enum Turn {
 struct Books {
     scheduler: Scheduler,
     listeners: BTreeMap<SessionVm, mpsc::UnboundedSender<Turn>>,
+    /// What each machine's job allows on its datastores; the least holds.
+    snapshots_max: BTreeMap<SessionVm, (u32, BTreeSet<DatastoreName>)>,
     next_task: u64,
 }
 
@@ -56,7 +58,9 @@ impl Dispatcher {
     /// Knows nobody yet.
     pub fn new() -> Dispatcher {
         let (scheduler, listeners) = (Scheduler::new(), BTreeMap::new());
-        let books = Arc::new(Mutex::new(Books { scheduler, listeners, next_task: 1 }));
+        let snapshots_max = BTreeMap::new();
+        let books = Books { scheduler, listeners, snapshots_max, next_task: 1 };
+        let books = Arc::new(Mutex::new(books));
         Dispatcher { books, started: Instant::now() }
     }
 
@@ -98,16 +102,28 @@ impl Dispatcher {
         (first..books.next_task).map(TaskId).collect()
     }
 
-    /// Queues a machine; its turns come through the receiver until it leaves.
+    /// Queues a machine; its turns come through the receiver until it leaves. `running`: its
+    /// snapshot stands already, and these of its disks are copied. Its datastores may have
+    /// `snapshots_max` snapshots at a time.
     ///
     /// # Errors
     /// [`RequestError`].
-    pub fn add(&self, request: VmRequest) -> Result<mpsc::UnboundedReceiver<Turn>, RequestError> {
+    pub fn add(
+        &self,
+        request: VmRequest,
+        running: Option<&BTreeMap<TaskId, (ProxyName, TransportMode)>>,
+        snapshots_max: u32,
+    ) -> Result<mpsc::UnboundedReceiver<Turn>, RequestError> {
         let (sender, receiver) = mpsc::unbounded_channel();
         let key = SessionVm { session: request.session.clone(), vm: request.vm.clone() };
-        let mut books = self.books();
-        books.scheduler.add_vm(request, self.started.elapsed())?;
-        books.listeners.insert(key, sender);
+        let datastores = request.disks.iter().map(|disk| disk.datastore.clone()).collect();
+        let (mut books, now) = (self.books(), self.started.elapsed());
+        match running {
+            None => books.scheduler.add_vm(request, now)?,
+            Some(running) => books.scheduler.add_open(request, running, now)?,
+        }
+        books.listeners.insert(key.clone(), sender);
+        books.set_limit(key, snapshots_max, datastores);
         self.serve(&mut books);
         Ok(receiver)
     }
@@ -136,6 +152,7 @@ impl Dispatcher {
     pub fn leave(&self, machine: &SessionVm, tasks: &[TaskId]) {
         let mut books = self.books();
         books.listeners.remove(machine);
+        books.drop_limit(machine);
         let scheduler = &mut books.scheduler;
         scheduler.cancel_vm(machine);
         tasks.iter().for_each(|task| {
@@ -170,9 +187,37 @@ impl Dispatcher {
         self.change(|scheduler| scheduler.set_repository(repository));
     }
 
+    /// The latency guard changed its mind about a datastore.
+    pub fn set_guard(&self, datastore: &DatastoreName, guard: GuardState) {
+        self.change(|scheduler| scheduler.set_guard(datastore, guard));
+    }
+
     /// To be called now and then: what waits long enough comes forward.
     pub fn tick(&self) {
         self.change(|_| ());
+    }
+}
+
+impl Books {
+    fn set_limit(&mut self, machine: SessionVm, max: u32, datastores: BTreeSet<DatastoreName>) {
+        self.snapshots_max.insert(machine, (max, datastores.clone()));
+        self.tell_limits(&datastores);
+    }
+
+    fn drop_limit(&mut self, machine: &SessionVm) {
+        if let Some((_, datastores)) = self.snapshots_max.remove(machine) {
+            self.tell_limits(&datastores);
+        }
+    }
+
+    /// Where jobs of different limits meet, the strictest holds.
+    fn tell_limits(&mut self, datastores: &BTreeSet<DatastoreName>) {
+        for name in datastores {
+            let on_it = self.snapshots_max.values().filter(|(_, all)| all.contains(name));
+            if let Some(least) = on_it.map(|(max, _)| *max).min() {
+                self.scheduler.set_snapshots_max(name, least);
+            }
+        }
     }
 }
 

@@ -36,6 +36,7 @@ pub mod settings;
 mod site;
 pub mod start;
 mod times;
+pub mod traffic;
 pub mod vcenters;
 mod waits;
 
@@ -43,6 +44,7 @@ use self::clock::Clock;
 use self::dispatcher::Dispatcher;
 use self::journal::EventWriter;
 use self::live::{Change, Live};
+use self::traffic::Traffic;
 use self::vcenters::VCenters;
 use crate::fleet::{Fleet, MoverView};
 use crate::ledger::Ledger;
@@ -69,6 +71,8 @@ pub struct Parts {
     pub live: Live,
     /// The vCenters.
     pub vcenters: VCenters,
+    /// The throttle.
+    pub traffic: Traffic,
     /// The clock of schedules and windows.
     pub clock: Clock,
     /// Has the calendar look at once, as after a job was changed.

@@ -374,6 +374,10 @@ impl Session {
             repository: repository.name.clone(),
             repository_mover: repository.mover,
             repository_address: repository.address.clone(),
+            session: self.record.id,
+            job_id: self.job.id,
+            job_rate: self.job.rate_bytes_per_second,
+            snapshots_max: self.job.snapshots_per_datastore,
         })
     }
 

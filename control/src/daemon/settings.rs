@@ -20,7 +20,8 @@ pub fn run_settings(job: &Job) -> RunSettings {
             JobQuiesce::On => Quiesce::On,
             JobQuiesce::FallBack => Quiesce::Fallback,
         },
-        snapshots_per_datastore: job.snapshots_per_datastore as usize,
+        // The scheduler holds machines back instead: a run that was let in does not look again.
+        snapshots_per_datastore: usize::MAX,
         removal_pauses: usual_pauses().to_vec(),
         block_size: job.block_size,
         compression: job.compression,

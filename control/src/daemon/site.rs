@@ -5,15 +5,16 @@
 //! know anything about vSphere.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use gantry_common::control::TaskOutcome;
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::{PeerId, SessionId, TaskId};
 use gantry_common::secret::Secret;
 use gantry_common::work::{DiskProgress, RepositoryAccess};
+use gantry_database::model::Id;
 use gantry_scheduler::{
     Assignment, DiskRequest, ProxyName, SessionVm, TaskId as Number, VmRequest,
 };
@@ -23,20 +24,24 @@ use tokio::sync::{mpsc, watch};
 use super::Parts;
 use super::dispatcher::Turn;
 use super::journal::RunJournal;
-use crate::fleet::{self, TaskHandle};
+use super::traffic::{FlowFacts, FlowHandle, target_address};
+use crate::fleet;
 use crate::mover::{PointDisk, PointFacts};
-use crate::run::document::RunDocument;
+use crate::run::document::{DiskTask, RunDocument, RunState, TaskState};
 use crate::run::failed;
 use crate::run::site::{
-    AdmitDisk, AdmitRequest, PlaceRequest, Placement, Proxy, Release, Severity, Site, Task,
-    TaskEvent, Wish,
+    AdmitDisk, AdmitRequest, PlaceRequest, Placement, Proxy, Release, Severity, Site, Wish,
 };
 use crate::transport::TransportMode;
 
-/// How long a mover that is lost (silent for 30 s) is waited for before another proxy goes on.
-const MOVER_BACK_WITHIN: Duration = Duration::from_secs(5);
+mod task;
+
+pub use task::FleetTask;
+
 /// How long what waits for facts that nobody may ever change is waited for.
 const HOPELESS_WITHIN: Duration = Duration::from_secs(60);
+/// Of a mover that went away while its task began: rules that name no sources still hold.
+const UNKNOWN_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 /// Name of the file with the session's cookie.
 const COOKIE: &str = "cookie";
 /// How long a ticket is good: longer than a disk takes; it is void once its session has ended.
@@ -62,6 +67,14 @@ pub struct RunPlace {
     pub repository_mover: PeerId,
     /// `gantry://HOST:PORT`.
     pub repository_address: String,
+    /// The session.
+    pub session: Id,
+    /// The job, for the throttle.
+    pub job_id: Id,
+    /// The job's limit on the wire when the session began.
+    pub job_rate: Option<u64>,
+    /// Snapshots that a datastore may have at a time, as the job says.
+    pub snapshots_max: u32,
 }
 
 /// What the scheduler has said so far.
@@ -84,6 +97,8 @@ pub struct FleetSite {
     /// Cookies of tasks that are about to be started.
     cookies: Mutex<BTreeMap<TaskId, Secret>>,
     started: Mutex<BTreeSet<TaskId>>,
+    /// Where the disk of each task lies, and by which road it is read.
+    roads: Mutex<BTreeMap<TaskId, (String, TransportMode)>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -107,6 +122,7 @@ impl FleetSite {
             numbers: Mutex::default(),
             cookies: Mutex::default(),
             started: Mutex::default(),
+            roads: Mutex::default(),
         }
     }
 
@@ -116,25 +132,56 @@ impl FleetSite {
         self.parts.dispatcher.leave(&self.place.machine, &numbers);
     }
 
-    /// Queues the disks of a run that goes on after gantryd was interrupted.
+    /// Queues the disks of a run that goes on after gantryd was interrupted: those that are copied
+    /// hold the slot that they have, the others wait for one.
     ///
     /// # Errors
     /// The queue is full.
     pub fn queue_again(&self, document: &RunDocument) -> Result<(), Failure> {
+        if !matches!(document.state, RunState::Copying) {
+            return Ok(());
+        }
+        self.note_roads(document);
         let disks = document.frozen.iter().flat_map(|frozen| &frozen.disks);
-        let left = disks.filter(|disk| disk.report().is_none()).map(|disk| AdmitDisk {
+        let left: Vec<&DiskTask> = disks.filter(|disk| disk.report().is_none()).collect();
+        let admitted = left.iter().map(|disk| AdmitDisk {
             key: disk.key,
             datastore: disk.datastore.clone(),
             size_bytes: disk.size_bytes,
         });
-        match left.collect::<Vec<_>>() {
+        let running = left.iter().filter_map(|disk| match &disk.state {
+            TaskState::Running { proxy, mode, .. } => {
+                Some((disk.key, (proxy.as_str().into(), *mode)))
+            }
+            _ => None,
+        });
+        match admitted.collect::<Vec<_>>() {
             none if none.is_empty() => Ok(()),
-            left => self.queue(&left),
+            admitted => {
+                // Its snapshot stands.
+                self.turns.send_modify(|turns| turns.may_freeze = true);
+                self.queue(&admitted, Some(&running.collect()))
+            }
         }
     }
 
-    /// Queues the machine with the disks that need a place.
-    fn queue(&self, disks: &[AdmitDisk]) -> Result<(), Failure> {
+    /// Remembers where the disks of running tasks lie.
+    fn note_roads(&self, document: &RunDocument) {
+        let disks = document.frozen.iter().flat_map(|frozen| &frozen.disks);
+        let running = disks.filter_map(|disk| match &disk.state {
+            TaskState::Running { task, mode, .. } => Some((*task, (disk.datastore.clone(), *mode))),
+            _ => None,
+        });
+        *locked(&self.roads) = running.collect();
+    }
+
+    /// Queues the machine with the disks that need a place; `running` are disks, by key, of a machine
+    /// whose snapshot stands.
+    fn queue(
+        &self,
+        disks: &[AdmitDisk],
+        running: Option<&BTreeMap<i32, (ProxyName, TransportMode)>>,
+    ) -> Result<(), Failure> {
         let numbers = self.parts.dispatcher.numbers(disks.len());
         let keyed: BTreeMap<i32, Number> =
             disks.iter().map(|disk| disk.key).zip(numbers.iter().copied()).collect();
@@ -161,7 +208,12 @@ impl FleetSite {
             proxies: self.place.proxies.iter().map(|name| ProxyName::from(name.as_str())).collect(),
             disks: requests.collect(),
         };
-        let turns = self.parts.dispatcher.add(request);
+        let running = running.map(|running| {
+            let numbered =
+                running.iter().filter_map(|(key, at)| Some((*keyed.get(key)?, at.clone())));
+            numbered.collect::<BTreeMap<_, _>>()
+        });
+        let turns = self.parts.dispatcher.add(request, running.as_ref(), self.place.snapshots_max);
         let turns = turns.map_err(|error| failed(FailureKind::Source, error))?;
         *locked(&self.numbers) = keyed;
         self.listen(turns);
@@ -231,6 +283,28 @@ impl FleetSite {
         }
     }
 
+    /// A disk's task begins to send: the throttle hears of it. Nothing of a commit, which sends next
+    /// to nothing.
+    async fn flow(&self, mover: PeerId, task: TaskId) -> Option<FlowHandle> {
+        let (datastore, mode) = locked(&self.roads).get(&task).cloned()?;
+        let fleet = &self.parts.fleet;
+        let repository = fleet.address_of(self.place.repository_mover);
+        let target = target_address(&self.place.repository_address, repository).await?;
+        let reads_itself = matches!(mode, TransportMode::Direct | TransportMode::Hotadd);
+        let facts = FlowFacts {
+            task,
+            session: self.place.session,
+            job: self.place.job_id.to_string().into(),
+            job_rate: self.place.job_rate,
+            source: fleet.address_of(mover).unwrap_or(UNKNOWN_SOURCE),
+            target,
+            restore: false,
+            datastore: reads_itself
+                .then(|| self.parts.datastore_name(&self.place.vcenter, &datastore)),
+        };
+        Some(self.parts.traffic.begin(facts))
+    }
+
     fn mover(&self, proxy: &str) -> Result<fleet::MoverView, Failure> {
         self.parts
             .mover_of_proxy(proxy)
@@ -250,11 +324,12 @@ impl Site for FleetSite {
     }
 
     async fn save(&self, document: &RunDocument) -> Result<(), Failure> {
+        self.note_roads(document);
         self.journal.save(document).await
     }
 
     async fn admit(&self, request: AdmitRequest) -> Result<(), Failure> {
-        self.queue(&request.disks)?;
+        self.queue(&request.disks, None)?;
         self.wait(|turns| turns.may_freeze.then_some(())).await?;
         self.parts.dispatcher.opened(&self.place.machine);
         Ok(())
@@ -362,7 +437,8 @@ impl Site for FleetSite {
         let credentials = cookie.into_iter().map(|cookie| (COOKIE.to_owned(), cookie)).collect();
         let handle = self.parts.fleet.run_task(mover, task, work, credentials)?;
         locked(&self.started).insert(task);
-        Ok(FleetTask { handle, proxy: proxy.to_owned(), lost: false })
+        let flow = self.flow(mover, task).await;
+        Ok(FleetTask { handle, flow, proxy: proxy.to_owned(), lost: false })
     }
 
     async fn adopt(&self, proxy: &str, task: TaskId) -> Result<FleetTask, Failure> {
@@ -374,7 +450,8 @@ impl Site for FleetSite {
         if let Some(cookie) = locked(&self.cookies).remove(&task) {
             self.parts.fleet.set_credential(task, COOKIE, cookie)?;
         }
-        Ok(FleetTask { handle, proxy: proxy.to_owned(), lost: false })
+        let flow = self.flow(mover, task).await;
+        Ok(FleetTask { handle, flow, proxy: proxy.to_owned(), lost: false })
     }
 
     async fn stop(&self, _: &str, task: TaskId) {
@@ -387,51 +464,5 @@ impl Site for FleetSite {
         if let Some(mover) = self.parts.known_mover_of_proxy(proxy) {
             self.parts.fleet.forget(mover, task);
         }
-    }
-}
-
-/// A task on a mover of the fleet.
-pub struct FleetTask {
-    handle: TaskHandle,
-    proxy: String,
-    /// Its mover is silent.
-    lost: bool,
-}
-
-impl Task for FleetTask {
-    async fn next(&mut self) -> TaskEvent {
-        loop {
-            let event = if self.lost {
-                match tokio::time::timeout(MOVER_BACK_WITHIN, self.handle.next()).await {
-                    Ok(event) => event,
-                    Err(_) => {
-                        return TaskEvent::Lost(format!("proxy {} is gone", self.proxy));
-                    }
-                }
-            } else {
-                self.handle.next().await
-            };
-            match event {
-                fleet::TaskEvent::Progress(disks) => return TaskEvent::Progress(disks),
-                fleet::TaskEvent::MoverLost { .. } => self.lost = true,
-                fleet::TaskEvent::MoverBack => self.lost = false,
-                fleet::TaskEvent::Ended(outcome) => return ended(outcome, &self.proxy),
-            }
-        }
-    }
-}
-
-fn ended(outcome: TaskOutcome, proxy: &str) -> TaskEvent {
-    match outcome {
-        TaskOutcome::Done(report) => match serde_json::from_slice(&report) {
-            Ok(report) => TaskEvent::Done(report),
-            Err(error) => TaskEvent::Failed(failed(
-                FailureKind::Internal,
-                format!("proxy {proxy} reported what is no JSON: {error}"),
-            )),
-        },
-        TaskOutcome::Failed(failure) => TaskEvent::Failed(failure),
-        TaskOutcome::Stopped => TaskEvent::Stopped,
-        TaskOutcome::Died(why) => TaskEvent::Lost(format!("proxy {proxy}: {why}")),
     }
 }

@@ -20,8 +20,9 @@ use super::journal::EventWriter;
 use super::live::Live;
 use super::maintenance;
 use super::registry::DatabaseRegistry;
+use super::traffic::Traffic;
 use super::vcenters::VCenters;
-use super::{Parts, calendar};
+use super::{Parts, calendar, traffic};
 use crate::authority::Authority;
 use crate::fleet::Fleet;
 use crate::fleet::enrolment::{Addresses, Enrolment};
@@ -84,7 +85,9 @@ pub async fn start(options: &StartOptions) -> Result<Started, Failure> {
     let store = Arc::clone(&registry);
     let enrolment = Enrolment::new(Arc::clone(&authority), store, registry, addresses);
     let live = Live::default();
+    let clock = Clock::default();
     let parts = Parts {
+        traffic: Traffic::new(fleet.clone(), clock.clone()),
         database: database.clone(),
         fleet,
         dispatcher: Dispatcher::new(),
@@ -92,7 +95,7 @@ pub async fn start(options: &StartOptions) -> Result<Started, Failure> {
         events: EventWriter::start(database.clone(), live.clone()),
         live,
         vcenters: VCenters::new(database, ledger, state.clone()),
-        clock: Clock::default(),
+        clock,
         calendar: Arc::default(),
         starting: Arc::default(),
         known: Arc::default(),
@@ -100,6 +103,9 @@ pub async fn start(options: &StartOptions) -> Result<Started, Failure> {
         counts: Arc::default(),
     };
     parts.refresh().await?;
+    // Before anything is sent: the rules hold from the first byte.
+    parts.traffic.refresh(&parts.database).await?;
+    tokio::spawn(traffic::keep(parts.clone()));
     go_on(&parts).await?;
     tokio::spawn(look_after(parts.clone()));
     Ok(Started { parts, authority, enrolment: Arc::new(enrolment) })

@@ -6,7 +6,7 @@
 //! registry does not know is heard no further than its certificate.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -55,6 +55,8 @@ struct Core {
     outboxes: BTreeMap<LinkId, Outbox>,
     owners: BTreeMap<TaskId, Arc<Mailbox>>,
     asks: BTreeMap<AskId, oneshot::Sender<Reply>>,
+    /// Where each mover connected from last.
+    addresses: BTreeMap<PeerId, IpAddr>,
     last_link: u64,
 }
 
@@ -77,6 +79,7 @@ impl Fleet {
             outboxes: BTreeMap::new(),
             owners: BTreeMap::new(),
             asks: BTreeMap::new(),
+            addresses: BTreeMap::new(),
             last_link: 0,
         };
         let began_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -116,6 +119,11 @@ impl Fleet {
     pub fn mover(&self, name: &str) -> Option<MoverView> {
         let named = self.movers().into_iter().filter(|mover| mover.name == name);
         named.max_by_key(|mover| (mover.connected_since_ms, mover.lost_since_ms))
+    }
+
+    /// Where a mover connected from last; nothing: it has not since the start.
+    pub fn address_of(&self, mover: PeerId) -> Option<IpAddr> {
+        self.shared.core().addresses.get(&mover).copied()
     }
 
     /// A number that grows whenever a view may have changed.

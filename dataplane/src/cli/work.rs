@@ -52,7 +52,8 @@ fn work(arguments: &WorkArguments) -> Result<BackupReport, Failure> {
     pacer.set_rate(work.rate.and_then(NonZeroU64::new));
     let options = options(work)?;
     let mut ticker = None;
-    let watch = |disks| ticker = Some(Ticker::start(disks));
+    let paced = pacer.clone();
+    let watch = |disks| ticker = Some(Ticker::start(disks, paced));
     let abandoned = heed_input(pacer.clone())?;
     let report = runtime()?.block_on(async {
         tokio::select! {
@@ -204,13 +205,14 @@ struct Ticker {
 }
 
 impl Ticker {
-    fn start(disks: Vec<(String, Arc<Progress>)>) -> Ticker {
+    fn start(disks: Vec<(String, Arc<Progress>)>, pacer: Pacer) -> Ticker {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             while !seen.load(Ordering::Relaxed) {
                 std::thread::park_timeout(PROGRESS_EVERY);
-                tell(&WorkReport::<()>::Progress { disks: disks.iter().map(progress).collect() });
+                let disks = disks.iter().map(|disk| progress(disk, &pacer)).collect();
+                tell(&WorkReport::<()>::Progress { disks });
             }
         });
         Ticker { stop, thread: Some(thread) }
@@ -228,7 +230,7 @@ impl Drop for Ticker {
     }
 }
 
-fn progress((label, numbers): &(String, Arc<Progress>)) -> DiskProgress {
+fn progress((label, numbers): &(String, Arc<Progress>), pacer: &Pacer) -> DiskProgress {
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     DiskProgress {
         label: label.clone(),
@@ -236,5 +238,8 @@ fn progress((label, numbers): &(String, Arc<Progress>)) -> DiskProgress {
         todo_bytes: of(&numbers.todo_bytes),
         read_bytes: of(&numbers.read_bytes),
         sent_bytes: of(&numbers.sent_bytes),
+        reads: of(&numbers.reads),
+        reads_us: of(&numbers.reads_us),
+        held_back_ms: pacer.waited_ms(),
     }
 }

@@ -198,6 +198,8 @@ impl Worker {
         }
         let progress = &unit.disk.progress;
         Progress::add(&progress.read_bytes, len as u64);
+        Progress::add(&progress.reads, 1);
+        Progress::add(&progress.reads_us, took.as_micros() as u64);
         if let Some(audit) = &unit.audit {
             let id = match filter::is_zero(&buf[..len]) {
                 true => BlockId::ZERO,

@@ -69,6 +69,11 @@ impl Scheduler {
         self.know_datastore(name).facts.guard = guard;
     }
 
+    /// How many snapshots a datastore may have open at a time.
+    pub fn set_snapshots_max(&mut self, name: &DatastoreName, snapshots_max: u32) {
+        self.know_datastore(name).facts.snapshots_max = snapshots_max;
+    }
+
     pub(super) fn know_datastore(&mut self, name: &DatastoreName) -> &mut DatastoreState {
         if !self.reach.contains_key(name) {
             let reach = self.proxies.iter().map(|state| modes_at(&state.facts, name)).collect();

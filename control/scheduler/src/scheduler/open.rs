@@ -1,14 +1,18 @@
 //! New machines: whose snapshot is made next, and whether it may be made at all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use gantry_common::transport_mode::TransportMode;
+
 use crate::decision::{Decision, HoldReason, OpenReason};
-use crate::names::{RepositoryName, SessionName, SessionVm, VmName};
+use crate::names::{ProxyName, RepositoryName, SessionName, SessionVm, TaskId, VmName};
+use crate::placement::PlacementReason;
+use crate::request::VmRequest;
 use crate::resources::GuardState;
 
-use super::Scheduler;
-use super::state::{Machine, Phase, RepositoryState, SessionState, TaskState};
+use super::state::{Machine, Phase, Place, RepositoryState, SessionState, TaskState};
+use super::{RequestError, Scheduler};
 
 /// A session's turn at opening machines.
 struct Turn {
@@ -200,6 +204,64 @@ impl Scheduler {
             repository_slots_free: state.map_or(0, RepositoryState::slots_free),
         };
         Decision::SnapshotNow { machine: key.clone(), repository, reason }
+    }
+
+    /// Takes in a machine whose snapshot stands already, as after the caller was restarted: tasks
+    /// that run hold the slots of where they run, were they beyond what is free; the others stand in
+    /// line. A proxy that is not known any more holds nothing.
+    ///
+    /// # Errors
+    /// See [`RequestError`]; nothing is taken in then.
+    pub fn add_open(
+        &mut self,
+        request: VmRequest,
+        running: &BTreeMap<TaskId, (ProxyName, TransportMode)>,
+        now: Duration,
+    ) -> Result<(), RequestError> {
+        let key = SessionVm { session: request.session.clone(), vm: request.vm.clone() };
+        let repository = request.repositories.first().cloned();
+        self.add_vm(request, now)?;
+        let (Some(mut machine), Some(repository)) = (self.machines.remove(&key), repository) else {
+            return Ok(());
+        };
+        self.sequence += 1;
+        machine.phase = Phase::Open;
+        machine.opened = self.sequence;
+        machine.repository = Some(repository.clone());
+        self.count_open(&key, &machine, &repository, now);
+        for index in 0..machine.tasks.len() {
+            let disk = &machine.tasks[index].disk;
+            let place = running.get(&disk.task).and_then(|(proxy, mode)| self.held(proxy, *mode));
+            let Some(place) = place else {
+                self.stand_in_line(&machine, index);
+                continue;
+            };
+            if let Some(state) = self.datastores.get_mut(&disk.datastore) {
+                state.running += 1;
+            }
+            self.take(&place, &key, &repository);
+            machine.tasks[index].state = TaskState::Running(place);
+        }
+        self.machines.insert(key, machine);
+        Ok(())
+    }
+
+    /// A place that is in use whatever is free.
+    fn held(&self, proxy: &ProxyName, mode: TransportMode) -> Option<Place> {
+        let index = *self.proxy_index.get(proxy)?;
+        let state = self.proxies.get(index).filter(|state| !state.gone)?;
+        let reason = PlacementReason {
+            proxy: proxy.clone(),
+            mode,
+            candidates: 1,
+            used: state.used,
+            slots: state.facts.slots,
+            load_percent: state.facts.load_percent,
+            passed_over: None,
+            affinity: None,
+            before: None,
+        };
+        Some(Place { proxy: index, mode, reason })
     }
 
     fn reserve(&mut self, key: &SessionVm, machine: &mut Machine, to: &RepositoryName) -> usize {

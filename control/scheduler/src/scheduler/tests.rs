@@ -1,6 +1,6 @@
 //! The scheduler's rules, one by one; all together stand in `tests/simulation`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::{
@@ -316,4 +316,27 @@ fn a_task_that_went_down_is_placed_again_by_the_same_road() {
     let second = assigned(&scheduler.next(START));
     assert_eq!((&second[0].proxy, second[0].mode), (&first[0].proxy, first[0].mode));
     assert!(second[0].resumed);
+}
+
+#[test]
+fn a_machine_that_is_open_already_holds_its_slots_once() {
+    let nfc = [TransportMode::Nfc];
+    let mut scheduler = scheduler(&[proxy("p1", 1, &nfc), proxy("p2", 1, &nfc)], 4);
+    let request = vm("s1", "a", 1, &["ds", "ds"]);
+    let running = BTreeMap::from([(TaskId(1), ("p1".into(), TransportMode::Nfc))]);
+    scheduler.add_open(request, &running, START).unwrap();
+    assert_eq!(scheduler.proxy_slots(&"p1".into()), Some((1, 1)));
+    let decisions = scheduler.next(START);
+    assert_eq!(opened(&decisions), [""; 0], "its snapshot stands");
+    let placed = assigned(&decisions);
+    assert_eq!(placed.len(), 1, "only what does not run: {placed:?}");
+    assert_eq!((placed[0].task, placed[0].proxy.as_str()), (TaskId(2), "p2"));
+    assert_eq!(scheduler.repository_slots(&"r1".into()), Some((2, 4)));
+    assert_eq!(scheduler.snapshots_open(&"ds".into()), 1);
+    assert!(scheduler.finished(TaskId(1)) && scheduler.finished(TaskId(2)));
+    assert!(scheduler.snapshot_removed(&key("s1", "a")));
+    assert!(scheduler.is_idle());
+    assert_eq!(scheduler.proxy_slots(&"p1".into()), Some((0, 1)));
+    assert_eq!(scheduler.snapshots_open(&"ds".into()), 0);
+    assert_eq!(scheduler.repository_slots(&"r1".into()), Some((0, 4)));
 }

@@ -5,6 +5,7 @@
 //! connection ends); a connection that the state has given up is closed with the reason, and read no
 //! further.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +62,9 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: ControlConnection) {
         let mut core = shared.core();
         core.last_link += 1;
         let link = LinkId(core.last_link);
+        if let Ok(address) = peer.address.parse::<SocketAddr>() {
+            core.addresses.insert(peer.pin, address.ip().to_canonical());
+        }
         core.outboxes.insert(link, Outbox { commands, closing });
         core.state.connected(link, enrolled, shared.now_ms());
         shared.act(&mut core);
