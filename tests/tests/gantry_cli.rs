@@ -89,7 +89,8 @@ fn from_the_log_in_to_the_restore_point() {
 
         // The log goes by while it runs, the summary stands at the end.
         let watched = gantry.ok(&["job", "start", "nightly", "--watch"]);
-        for part in ["was committed", "finished success", "idle (attempt 1)", "bottleneck", "read "]
+        for part in
+            ["was committed", "finished success", "idle (attempt 1)", "bottleneck: ", "read "]
         {
             assert!(watched.contains(part), "{part}: {watched}");
         }

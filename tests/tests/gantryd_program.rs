@@ -25,6 +25,12 @@ fn a_service_is_set_up_backs_up_and_survives_its_restart() {
         assert!(["end", "event", "progress"].iter().all(|kind| kinds.contains(*kind)), "{kinds:?}");
         let record = served.end(&session).await;
         assert_eq!(record["result"], "success", "{}", served.log(&session).await);
+        let totals = &record["totals"];
+        let skipped = totals["more"]["bytes_skipped"].as_object().expect("reasons");
+        let skipped: u64 = skipped.values().filter_map(|bytes| bytes.as_u64()).sum();
+        let sent = totals["more"]["bytes_sent_raw"].as_u64().expect("a number");
+        assert_eq!(totals["processed_bytes"].as_u64(), Some(skipped + sent), "{totals}");
+        assert!(totals["more"]["bottleneck"].is_string(), "{totals}");
         let vms = served.client.get(&format!("sessions/{session}/vms")).await.expect("machines");
         let items = vms["items"].as_array().expect("a list");
         let disks: usize = items.iter().map(|vm| vm["tasks"].as_array().map_or(0, Vec::len)).sum();

@@ -153,6 +153,7 @@ impl RunJournal {
         let step = Transition { vm_run, expected, new, document: value, ending, now_ms };
         self.database.transition(&step).await?;
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = after;
+        self.live.stands(self.session, self.run, document);
         self.live.tell(Change::State { session: self.session });
         Ok(())
     }

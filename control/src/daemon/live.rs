@@ -12,6 +12,9 @@ use gantry_common::work::DiskProgress;
 use gantry_database::model::{EventRecord, Id};
 use tokio::sync::broadcast;
 
+use crate::run::document::{DiskTask, RunDocument, TaskState};
+use crate::transport::TransportMode;
+
 /// Changes that a slow watcher may be behind.
 const CHANGES_MAX: usize = 1024;
 
@@ -84,16 +87,58 @@ impl Run {
     }
 }
 
+/// How a disk stands, without what its report tells besides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskStanding {
+    /// Device key.
+    pub key: i32,
+    /// Label.
+    pub label: String,
+    /// `waiting`, `running` or `durable`.
+    pub state: &'static str,
+    /// The proxy that works on it, or has.
+    pub proxy: Option<String>,
+    /// By which road.
+    pub mode: Option<TransportMode>,
+    /// Of a durable disk: bytes read, bytes sent.
+    pub done: Option<(u64, u64)>,
+}
+
+impl DiskStanding {
+    /// Of a run's disk.
+    pub fn of(disk: &DiskTask) -> DiskStanding {
+        let (state, proxy, mode) = match &disk.state {
+            TaskState::Waiting => ("waiting", None, None),
+            TaskState::Running { proxy, mode, .. } => ("running", Some(proxy), Some(*mode)),
+            TaskState::Held { proxy, mode, .. } => ("durable", Some(proxy), Some(*mode)),
+        };
+        let bytes = |report: &serde_json::Value, field: &str| report[field].as_u64().unwrap_or(0);
+        let done = disk
+            .report()
+            .map(|report| (bytes(report, "bytes_read"), bytes(report, "bytes_transferred")));
+        let (key, label) = (disk.key, disk.label.clone());
+        DiskStanding { key, label, state, proxy: proxy.cloned(), mode, done }
+    }
+}
+
+/// The disks of a session's runs: run, machine, disks.
+pub type Standings = BTreeMap<Id, (String, Vec<DiskStanding>)>;
+
 /// The live numbers. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Live {
     runs: Arc<Mutex<BTreeMap<SessionId, Run>>>,
+    standings: Arc<Mutex<BTreeMap<Id, Standings>>>,
     changes: broadcast::Sender<Change>,
 }
 
 impl Default for Live {
     fn default() -> Live {
-        Live { runs: Arc::default(), changes: broadcast::channel(CHANGES_MAX).0 }
+        Live {
+            runs: Arc::default(),
+            standings: Arc::default(),
+            changes: broadcast::channel(CHANGES_MAX).0,
+        }
     }
 }
 
@@ -119,6 +164,24 @@ impl Live {
     pub fn of(&self, run: SessionId) -> (BTreeMap<i32, DiskProgress>, u64) {
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         runs.get(&run).map(|run| (run.disks.clone(), run.rate(Instant::now()))).unwrap_or_default()
+    }
+
+    /// How a run of a session stands now.
+    pub fn stands(&self, session: Id, run: Id, document: &RunDocument) {
+        let disks = document.frozen.iter().flat_map(|frozen| &frozen.disks);
+        let standing = (document.vm_name.clone(), disks.map(DiskStanding::of).collect());
+        let mut sessions = self.standings.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.entry(session).or_default().insert(run, standing);
+    }
+
+    /// How a session's disks stand; nothing of one that does not run.
+    pub fn standings(&self, session: Id) -> Option<Standings> {
+        self.standings.lock().unwrap_or_else(PoisonError::into_inner).get(&session).cloned()
+    }
+
+    /// A session is over.
+    pub fn forget_session(&self, session: Id) {
+        self.standings.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
     }
 
     /// A run has ended.

@@ -35,6 +35,7 @@ pub mod sessions;
 pub mod settings;
 mod site;
 pub mod start;
+mod sums;
 mod times;
 pub mod traffic;
 pub mod vcenters;
@@ -286,6 +287,7 @@ impl Parts {
             tracing::error!("session {}: its end could not be kept: {error}", record.id);
         }
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&record.id);
+        self.live.forget_session(record.id);
         self.live.tell(Change::State { session: record.id });
         // Other jobs may follow this one.
         self.calendar.notify_one();

@@ -23,6 +23,7 @@ use super::application::guest_steps;
 use super::clock::timestamp;
 use super::journal::RunJournal;
 use super::site::{FleetSite, RunPlace};
+use super::sums::Sums;
 use super::vcenters::OpenVCenter;
 use super::waits::{keep_window, reach_vcenter, stopping};
 use super::{Parts, attempts, settings, times};
@@ -272,6 +273,7 @@ impl Session {
                     continue;
                 }
             };
+            self.parts.live.stands(self.record.id, run.id, &document);
             if let Some(result) = run.result {
                 let ended_ms = run.ended_ms.unwrap_or(run.created_ms);
                 let end = RunEnd { run: document, attempt, result, ended_ms };
@@ -397,24 +399,21 @@ impl Session {
 
     /// The session's result and sums.
     fn sum_up(&mut self, ended: &BTreeMap<String, RunEnd>) {
-        let mut totals = SessionTotals { vms: ended.len() as u64, ..SessionTotals::default() };
+        let mut sums = Sums::default();
         for end in ended.values() {
-            match end.result {
-                SessionResult::Failed => totals.vms_failed += 1,
-                _ => totals.vms_done += 1,
-            }
-            let disks = end.run.frozen.iter().flat_map(|frozen| &frozen.disks);
-            for disk in disks {
-                totals.disks += 1;
-                let Some(report) = disk.report() else { continue };
-                let bytes = |field: &str| report[field].as_u64().unwrap_or(0);
-                totals.processed_bytes += bytes("bytes_processed");
-                totals.read_bytes += bytes("bytes_read");
-                totals.transferred_bytes += bytes("bytes_transferred");
-                totals.stored_bytes += bytes("bytes_stored");
+            sums.machine(end.result != SessionResult::Failed);
+            for disk in end.run.frozen.iter().flat_map(|frozen| &frozen.disks) {
+                let name = format!("{}: {}", end.run.vm_name, disk.label);
+                sums.disk(&name, disk.report());
             }
         }
+        let (totals, wrong) = sums.end();
+        wrong.iter().for_each(|text| self.say(Severity::Warning, text));
         let worst = ended.values().map(|end| end.result).max();
+        let worst = worst.map(|worst| match wrong.is_empty() {
+            true => worst,
+            false => worst.max(SessionResult::Warning),
+        });
         self.record.result = worst.or(Some(SessionResult::Failed));
         let (bad, all) = (totals.vms_failed, totals.vms);
         if bad > 0 {

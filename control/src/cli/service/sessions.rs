@@ -230,6 +230,13 @@ async fn summary(client: &Client, asked: &Asked, id: &str) -> Result<Value, Fail
         total("transferred_bytes"),
         total("stored_bytes")
     ));
+    if let Some(name) = record["totals"]["more"]["bottleneck"].as_str() {
+        let percent = &record["totals"]["more"]["bottleneck_percent"];
+        let share =
+            |stage: &str| format!("{stage} {:.0} %", percent[stage].as_f64().unwrap_or(0.0));
+        let shares = ["source", "proxy", "network", "target"].map(share).join(", ");
+        say(&format!("  bottleneck: {name} ({shares})"));
+    }
     for vm in vms["items"].as_array().into_iter().flatten() {
         machine(vm);
     }

@@ -17,7 +17,8 @@ use gantry_database::model::{
 use serde_json::json;
 
 use super::{Gantryd, refused};
-use crate::run::document::{DiskTask, RunDocument, TaskState};
+use crate::daemon::live::{DiskStanding, Standings};
+use crate::run::document::{DiskTask, RunDocument};
 use crate::run::site::Wish;
 
 /// Sessions of a job that are looked through for one that runs.
@@ -153,15 +154,18 @@ impl Gantryd {
     }
 
     pub(super) async fn numbers_of(&self, session: Id) -> Answered<Progress> {
-        let (record, runs) = self.runs(session).await?;
+        let record = self.parts.database.session(session).await.map_err(refused)?;
+        // Of a session that runs from memory: it is asked for every second.
+        let standings = match self.parts.live.standings(session) {
+            Some(standings) => standings,
+            None => self.kept_standings(session).await?,
+        };
         let (mut disks, mut bytes_per_second, mut left) = (Vec::new(), 0, 0);
-        for run in runs {
-            let (live, rate) = self.parts.live.of(SessionId::from(run.id));
+        for (run, (vm, standings)) in standings {
+            let (live, rate) = self.parts.live.of(SessionId::from(run));
             bytes_per_second += rate;
-            let document = serde_json::from_value::<RunDocument>(run.document).ok();
-            let frozen = document.and_then(|document| document.frozen);
-            for disk in frozen.iter().flat_map(|frozen| &frozen.disks) {
-                let shown = progress((run.id, &run.vm), disk, live.get(&disk.key));
+            for disk in standings {
+                let shown = progress((run, &vm), &disk, live.get(&disk.key));
                 left += shown.todo_bytes.saturating_sub(shown.done_bytes);
                 disks.push(shown);
             }
@@ -170,6 +174,17 @@ impl Gantryd {
         let eta_seconds = (is_running && bytes_per_second > 0).then(|| left / bytes_per_second);
         let bottleneck = record.totals.more["bottleneck"].as_str().map(str::to_owned);
         Ok(Progress { state: record.state, bytes_per_second, eta_seconds, bottleneck, disks })
+    }
+
+    async fn kept_standings(&self, session: Id) -> Answered<Standings> {
+        let runs = self.parts.database.vm_runs(session).await.map_err(refused)?;
+        let standing = |run: VmRunRecord| {
+            let document = serde_json::from_value::<RunDocument>(run.document).ok();
+            let frozen = document.and_then(|document| document.frozen);
+            let disks = frozen.iter().flat_map(|frozen| &frozen.disks);
+            (run.id, (run.vm, disks.map(DiskStanding::of).collect()))
+        };
+        Ok(runs.into_iter().map(standing).collect())
     }
 
     pub(super) async fn metrics(&self) -> Answered<Numbers> {
@@ -208,27 +223,17 @@ fn task(
     repository: Option<Id>,
     proxies: &BTreeMap<&str, Id>,
 ) -> TaskRecord {
-    let (state, proxy, mode) = standing(disk);
+    let standing = DiskStanding::of(disk);
     TaskRecord {
         id: disk_id(run.id, disk.key),
         vm_run: run.id,
         disk: disk.label.clone(),
-        proxy: proxy.and_then(|name| proxies.get(name).copied()),
+        proxy: standing.proxy.and_then(|name| proxies.get(name.as_str()).copied()),
         repository,
-        mode,
-        state: state.to_owned(),
+        mode: standing.mode,
+        state: standing.state.to_owned(),
         numbers: disk.report().cloned().unwrap_or_else(|| json!({ "bytes_processed": 0 })),
         reasons: Vec::new(),
-    }
-}
-
-fn standing(
-    disk: &DiskTask,
-) -> (&'static str, Option<&str>, Option<crate::transport::TransportMode>) {
-    match &disk.state {
-        TaskState::Waiting => ("waiting", None, None),
-        TaskState::Running { proxy, mode, .. } => ("running", Some(proxy), Some(*mode)),
-        TaskState::Held { proxy, mode, .. } => ("durable", Some(proxy), Some(*mode)),
     }
 }
 
@@ -242,25 +247,23 @@ fn disk_id(run: Id, key: i32) -> Id {
 
 fn progress(
     (run, vm): (Id, &str),
-    disk: &DiskTask,
+    disk: &DiskStanding,
     live: Option<&gantry_common::work::DiskProgress>,
 ) -> TaskProgress {
-    let (state, proxy, mode) = standing(disk);
     let live = live.cloned().unwrap_or_default();
-    let bytes = |field: &str| disk.report().and_then(|report| report[field].as_u64());
-    let read_bytes = bytes("bytes_read").unwrap_or(live.read_bytes);
-    // What a durable disk had to be read of is done.
-    let todo_bytes = disk.report().map_or(live.todo_bytes, |_| live.todo_bytes.max(read_bytes));
+    // What had to be read of a durable disk is done.
+    let (read_bytes, transferred_bytes) = disk.done.unwrap_or((live.read_bytes, live.sent_bytes));
+    let todo_bytes = disk.done.map_or(live.todo_bytes, |_| live.todo_bytes.max(read_bytes));
     TaskProgress {
         task: disk_id(run, disk.key),
         vm: vm.to_owned(),
         disk: disk.label.clone(),
-        state: state.to_owned(),
-        proxy: proxy.map(str::to_owned),
-        mode: mode.map(|mode| mode.to_string()),
-        done_bytes: disk.report().map_or(live.done_bytes, |_| todo_bytes),
+        state: disk.state.to_owned(),
+        proxy: disk.proxy.clone(),
+        mode: disk.mode.map(|mode| mode.to_string()),
+        done_bytes: disk.done.map_or(live.done_bytes, |_| todo_bytes),
         todo_bytes,
         read_bytes,
-        transferred_bytes: bytes("bytes_transferred").unwrap_or(live.sent_bytes),
+        transferred_bytes,
     }
 }
