@@ -1,13 +1,14 @@
 //! What a control plane tells a source mover that it has started, and what it hears back.
 //!
-//! In: one line of JSON ([`BackupWork`]) on the mover's standard input, which stays open as long as
+//! In: one line of JSON ([`BackupWork`], or [`RestoreWork`] in the field `restore`) on the mover's standard input, which stays open as long as
 //! the work is wanted. Out: [`WorkReport`]s, one
 //! JSON object a line, on its standard output; the last is [`WorkReport::Done`] or
 //! [`WorkReport::Failed`]. Secrets (session cookies) are part of it, which is why it is neither an
 //! argument nor a file. Invariant: plain data, bounded by [`WORK_BYTES_MAX`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::extents::Extent;
@@ -135,6 +136,126 @@ pub struct BackupWork {
     pub reconnect_seconds: u64,
 }
 
+/// What a mover is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Work {
+    /// A backup, a part of one, or a commit: the JSON of [`BackupWork`].
+    Backup(Box<BackupWork>),
+    /// A restore: `{"restore": ...}`.
+    Restore(Box<RestoreWork>),
+}
+
+#[derive(Deserialize)]
+struct Probe {
+    restore: Option<IgnoredAny>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RestoreDocument {
+    restore: RestoreWork,
+}
+
+impl Work {
+    /// Reads a work document.
+    ///
+    /// # Errors
+    /// It is neither kind; the error says where.
+    pub fn from_json(text: &[u8]) -> Result<Work, serde_json::Error> {
+        match serde_json::from_slice::<Probe>(text)?.restore {
+            Some(_) => {
+                let document: RestoreDocument = serde_json::from_slice(text)?;
+                Ok(Work::Restore(Box::new(document.restore)))
+            }
+            None => serde_json::from_slice(text).map(Work::Backup),
+        }
+    }
+}
+
+/// Disks of one restore point, each to a new raw image file on the mover's host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreWork {
+    /// Name under which the point is kept.
+    pub name: String,
+    /// The point, in hexadecimal.
+    pub point: String,
+    /// Where from.
+    pub repository: RepositoryAccess,
+    /// The session in hexadecimal, for which the ticket is made out; it also names what is not
+    /// finished yet.
+    pub session: String,
+    /// Which disks, one after the other.
+    pub disks: Vec<DiskRestore>,
+    /// Seconds to go on reconnecting to the repository.
+    #[serde(default = "reconnect_default")]
+    pub reconnect_seconds: u64,
+}
+
+impl RestoreWork {
+    /// The document that a mover reads.
+    ///
+    /// # Errors
+    /// A path that is no text.
+    pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&RestoreDocument { restore: self.clone() })
+    }
+}
+
+/// One disk of a restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskRestore {
+    /// Position in the point's list of disks.
+    pub disk: u16,
+    /// Identity that the disk there must have.
+    pub identity: String,
+    /// For a person.
+    pub label: String,
+    /// Absolute path of a file that does not exist. Until all of it is there it is called
+    /// [`unfinished_name`].
+    pub file: PathBuf,
+}
+
+/// What a restored file is called until every block is in it, checked and durable.
+pub fn unfinished_name(file: &Path, session: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(format!(".{session}.unfinished"));
+    name.into()
+}
+
+/// What a restore did: the report of its [`WorkReport::Done`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RestoreDone {
+    /// Each disk.
+    pub disks: Vec<DiskRestored>,
+}
+
+/// A disk that is whole.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DiskRestored {
+    /// For a person.
+    pub label: String,
+    /// Where it is.
+    pub file: PathBuf,
+    /// Bytes of the disk.
+    pub size_bytes: u64,
+    /// Of these, written.
+    pub written_bytes: u64,
+    /// Of these, zeros: left as holes.
+    pub zero_bytes: u64,
+    /// Stored bytes that came from the repository.
+    pub transferred_bytes: u64,
+    /// Blocks whose content was checked against their ids before it was written.
+    pub verified_blocks: u64,
+    /// Wall time.
+    pub seconds: f64,
+    /// Which stage was the slowest.
+    pub bottleneck: String,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
 fn tasks_default() -> usize {
     4
 }
@@ -186,4 +307,31 @@ pub enum WorkReport<R> {
         /// Why.
         failure: Failure,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_work_are_read_and_nothing_else() {
+        let disk = r#"{"disk":1,"identity":"i","label":"l","file":"/r/d.raw"}"#;
+        let restore = format!(
+            r#"{{"restore":{{"name":"vm","point":"00","repository":{{"address":"/r"}},"session":"11","disks":[{disk}]}}}}"#
+        );
+        let Work::Restore(work) = Work::from_json(restore.as_bytes()).unwrap() else {
+            panic!("a restore")
+        };
+        assert_eq!((work.disks[0].disk, work.reconnect_seconds), (1, 300));
+        let again = Work::from_json(&work.to_json().unwrap()).unwrap();
+        assert_eq!(again, Work::Restore(work));
+        let backup = r#"{"name":"vm","repository":{"address":"/r"},"disks":[],"snapshot":"s"}"#;
+        assert!(matches!(Work::from_json(backup.as_bytes()).unwrap(), Work::Backup(_)));
+        let both = format!("{},{}", &restore[..restore.len() - 1], &backup[1..]);
+        for bad in ["{}", "[]", r#"{"restore":{}}"#, both.as_str()] {
+            assert!(Work::from_json(bad.as_bytes()).is_err(), "{bad}");
+        }
+        let file = unfinished_name(Path::new("/r/d.raw"), "11");
+        assert_eq!(file, Path::new("/r/d.raw.11.unfinished"));
+    }
 }

@@ -15,6 +15,7 @@ mod facts;
 mod link;
 mod outbox;
 mod pause;
+mod renewal;
 mod standing;
 
 use std::cell::{Cell, RefCell};

@@ -13,6 +13,7 @@ use serde::Serialize;
 pub mod arguments;
 mod backup;
 mod display;
+mod enroll;
 mod gc;
 mod job;
 mod point;
@@ -61,6 +62,7 @@ fn carry_out(command: Command) -> Result<(), Failure> {
             })
         }
         Command::Identity { command } => identity(command),
+        Command::Enroll(arguments) => enroll::run(&arguments),
     }
 }
 

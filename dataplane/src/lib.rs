@@ -23,6 +23,7 @@ pub mod host;
 pub mod connect;
 pub mod manage;
 pub mod backup;
+pub mod enrol;
 pub mod agent;
 pub mod serve;
 pub mod cli;

@@ -27,6 +27,7 @@ mod serve;
 mod session;
 mod stream;
 mod target;
+mod to_file;
 mod workers;
 mod writer;
 mod zero;
@@ -37,6 +38,7 @@ pub use pack_files::PackFiles;
 pub use report::{Progress, RestoreReport};
 pub use serve::{ServeOptions, serve};
 pub use target::Destination;
+pub use to_file::{NewFile, restore_to_file};
 
 #[cfg(test)]
 mod tests;

@@ -31,6 +31,7 @@ pub mod live;
 mod maintenance;
 pub mod program;
 mod registry;
+pub mod restore;
 pub mod sessions;
 pub mod settings;
 mod site;

@@ -18,11 +18,10 @@ use super::clock::Clock;
 use super::dispatcher::Dispatcher;
 use super::journal::EventWriter;
 use super::live::Live;
-use super::maintenance;
 use super::registry::DatabaseRegistry;
 use super::traffic::Traffic;
 use super::vcenters::VCenters;
-use super::{Parts, calendar, traffic};
+use super::{Parts, calendar, maintenance, restore, traffic};
 use crate::authority::Authority;
 use crate::fleet::Fleet;
 use crate::fleet::enrolment::{Addresses, Enrolment};
@@ -122,6 +121,8 @@ async fn go_on(parts: &Parts) -> Result<(), Failure> {
     let left = parts.database.unfinished_sessions().await?;
     let (left, others): (Vec<_>, Vec<_>) =
         left.into_iter().partition(|record| record.kind == SessionKind::Backup);
+    let (restores, others): (Vec<_>, Vec<_>) =
+        others.into_iter().partition(|record| record.kind == SessionKind::Restore);
     for record in others {
         parts.finish(maintenance::interrupted(record)).await;
     }
@@ -136,6 +137,10 @@ async fn go_on(parts: &Parts) -> Result<(), Failure> {
         for record in left {
             tracing::warn!("session {} of {} goes on", record.id, record.name);
             parts.begin(record);
+        }
+        for record in restores {
+            tracing::warn!("session {} ({}) goes on", record.id, record.name);
+            restore::go_on(&parts, record);
         }
         calendar::keep(parts).await;
     });
@@ -172,12 +177,15 @@ async fn forget_orphans(parts: &Parts) -> Result<(), Failure> {
     let runs = parts.database.unfinished_vm_runs().await?;
     let documents =
         runs.into_iter().filter_map(|run| serde_json::from_value::<RunDocument>(run.document).ok());
+    let sessions = parts.database.unfinished_sessions().await?;
+    let restores = sessions.iter().flat_map(restore::tasks_of);
     let wanted: Vec<TaskId> = documents
         .flat_map(|document| document.frozen.map(|frozen| frozen.disks).unwrap_or_default())
         .filter_map(|disk| match disk.state {
             TaskState::Running { task, .. } => Some(task),
             _ => None,
         })
+        .chain(restores)
         .collect();
     for mover in movers {
         for task in mover.orphans.iter().filter(|task| !wanted.contains(task)) {

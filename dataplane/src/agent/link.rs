@@ -28,9 +28,14 @@ const SILENCE_MAX: Duration = Duration::from_secs(SILENCE_SECONDS_MAX);
 const SPEAK_EVERY: Duration = Duration::from_secs(SILENCE_SECONDS_MAX / 3);
 
 impl Agent {
+    /// Serves gantryd, and keeps the certificate valid; forever.
+    pub async fn run(self: Rc<Self>) {
+        tokio::join!(self.dial(), self.keep_certificate());
+    }
+
     /// Dials gantryd, serves the link, and begins anew; forever. The pauses grow while gantryd cannot
     /// be reached or says nothing: one that was heard is dialled again soon, since it waits for us.
-    pub async fn run(self: Rc<Self>) {
+    async fn dial(self: &Rc<Self>) {
         let mut failures = 0;
         loop {
             let identity = self.identity.borrow().clone();

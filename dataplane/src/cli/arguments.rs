@@ -68,6 +68,9 @@ pub enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Join an installation: take the invitation that gantryd printed, make this mover's key, get it
+    /// certified, and write identity, authority and configuration into a folder.
+    Enroll(EnrollArguments),
     /// Make this mover's identity (key and certificate), or print its pin.
     Identity {
         /// What to do.
@@ -268,6 +271,28 @@ pub struct RestoreArguments {
     #[arg(long)]
     pub force: bool,
     /// Print one JSON object at the end.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `enroll`.
+#[derive(Debug, Args)]
+pub struct EnrollArguments {
+    /// File with the invitation, one line; - for standard input. It is a secret, and holds once.
+    pub invitation: PathBuf,
+    /// Folder for identity.pem, authority.pem, mover.toml and the mover's state; made if needed.
+    #[arg(long, value_name = "DIR", default_value = "/etc/gantry")]
+    pub folder: PathBuf,
+    /// Folder for what must outlive the mover.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/gantry-mover")]
+    pub state: PathBuf,
+    /// Of a repository: its folder, made by the first start.
+    #[arg(long, value_name = "DIR")]
+    pub repository: Option<PathBuf>,
+    /// Of a repository: address and port on which proxies reach it.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:9440")]
+    pub listen: std::net::SocketAddr,
+    /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
 }

@@ -1,6 +1,6 @@
-//! `gantry-mover work`: a backup as a control plane on this host describes it.
+//! `gantry-mover work`: a backup or a restore as a control plane describes it.
 //!
-//! In: one [`BackupWork`] as a line of JSON on standard input, which then stays open: its end stops the
+//! In: one [`Work`] as a line of JSON on standard input, which then stays open: its end stops the
 //! work, so that no mover outlives who started it. Out: [`WorkReport`]s as JSON lines on standard
 //! output; the exit code is that of the failure. Must not: show a secret.
 
@@ -17,7 +17,7 @@ use gantry_common::limits;
 use gantry_common::source::SourceSpec;
 use gantry_common::wire::{SessionKind, TicketBytes, is_name};
 use gantry_common::work::{
-    BackupWork, DiskProgress, ORDER_BYTES_MAX, RepositoryAccess, WORK_BYTES_MAX, WorkOrder,
+    BackupWork, DiskProgress, ORDER_BYTES_MAX, RepositoryAccess, WORK_BYTES_MAX, Work, WorkOrder,
     WorkReport,
 };
 use serde::Serialize;
@@ -30,12 +30,21 @@ use crate::host;
 use crate::stats::Progress;
 use crate::transport::{Pacer, TransportKind, Trust};
 
+mod restore;
+
 /// Reads in flight for each worker.
 const QUEUE_DEPTH: usize = 4;
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) fn run(arguments: &WorkArguments) -> Result<(), Failure> {
-    let result = work(arguments);
+    match read() {
+        Ok(Work::Backup(work)) => tell_end(back_up(*work, arguments)),
+        Ok(Work::Restore(work)) => tell_end(restore::run(*work, arguments)),
+        Err(failure) => tell_end::<()>(Err(failure)),
+    }
+}
+
+fn tell_end<R: Serialize>(result: Result<R, Failure>) -> Result<(), Failure> {
     match &result {
         Ok(report) => tell(&WorkReport::Done { report }),
         Err(failure) => {
@@ -45,15 +54,17 @@ pub(super) fn run(arguments: &WorkArguments) -> Result<(), Failure> {
     result.map(drop)
 }
 
-fn work(arguments: &WorkArguments) -> Result<BackupReport, Failure> {
-    let work = read()?;
-    let connector = reach(&work.repository, arguments)?;
+fn back_up(work: BackupWork, arguments: &WorkArguments) -> Result<BackupReport, Failure> {
+    let connector = reach(&work.repository, arguments, Use::Write)?;
     let pacer = Pacer::unlimited();
     pacer.set_rate(work.rate.and_then(NonZeroU64::new));
     let options = options(work)?;
     let mut ticker = None;
     let paced = pacer.clone();
-    let watch = |disks| ticker = Some(Ticker::start(disks, paced));
+    let watch = |disks: Vec<(String, Arc<Progress>)>| {
+        let numbers = move || disks.iter().map(|disk| progress(disk, &paced)).collect();
+        ticker = Some(Ticker::start(numbers));
+    };
     let abandoned = heed_input(pacer.clone())?;
     let report = runtime()?.block_on(async {
         tokio::select! {
@@ -69,12 +80,16 @@ fn work(arguments: &WorkArguments) -> Result<BackupReport, Failure> {
 }
 
 /// The way to the repository.
-fn reach(repository: &RepositoryAccess, arguments: &WorkArguments) -> Result<Connector, Failure> {
+fn reach(
+    repository: &RepositoryAccess,
+    arguments: &WorkArguments,
+    use_: Use,
+) -> Result<Connector, Failure> {
     let identity = repository.identity.clone().or(arguments.identity.clone());
     let (peer, transport) = (repository.peer.clone(), TransportChoice::Auto);
     let access = AccessArguments { identity, peer, transport };
     let Some(pin) = &repository.pin else {
-        return connector(&repository.address, &access, Use::Write);
+        return connector(&repository.address, &access, use_);
     };
     let RepositoryAddress::Remote(address) = repository.address.parse()? else {
         return Err(usage("a repository in a folder has no pin"));
@@ -85,7 +100,7 @@ fn reach(repository: &RepositoryAccess, arguments: &WorkArguments) -> Result<Con
     Ok(Connector::Remote { address, credentials, kind: TransportKind::Auto })
 }
 
-fn read() -> Result<BackupWork, Failure> {
+fn read() -> Result<Work, Failure> {
     let mut text = Vec::new();
     let input = std::io::stdin().lock();
     let read = input.take(WORK_BYTES_MAX + 1).read_until(b'\n', &mut text);
@@ -93,7 +108,7 @@ fn read() -> Result<BackupWork, Failure> {
     if text.len() as u64 > WORK_BYTES_MAX {
         return Err(usage(format!("the work on standard input exceeds {WORK_BYTES_MAX} bytes")));
     }
-    serde_json::from_slice(&text).map_err(|error| usage(format!("work on standard input: {error}")))
+    Work::from_json(&text).map_err(|error| usage(format!("work on standard input: {error}")))
 }
 
 /// Obeys what comes after the work; fires when standard input ends: whoever started this mover lives as long as that is open, and the
@@ -205,14 +220,13 @@ struct Ticker {
 }
 
 impl Ticker {
-    fn start(disks: Vec<(String, Arc<Progress>)>, pacer: Pacer) -> Ticker {
+    fn start(numbers: impl Fn() -> Vec<DiskProgress> + Send + 'static) -> Ticker {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             while !seen.load(Ordering::Relaxed) {
                 std::thread::park_timeout(PROGRESS_EVERY);
-                let disks = disks.iter().map(|disk| progress(disk, &pacer)).collect();
-                tell(&WorkReport::<()>::Progress { disks });
+                tell(&WorkReport::<()>::Progress { disks: numbers() });
             }
         });
         Ticker { stop, thread: Some(thread) }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gantry_common::failure::{Failure, FailureKind};
+use gantry_common::ids::SessionId;
 use gantry_common::wire::{RestoreOffer, TicketBytes};
 
 use super::report::{Progress, RestoreReport};
@@ -44,12 +45,23 @@ pub struct RestoreOptions {
     pub reconnect_for: Duration,
     /// Ticket, where one was issued.
     pub ticket: Option<TicketBytes>,
+    /// The session for which it was issued; nothing: one is drawn.
+    pub session: Option<SessionId>,
+    /// Identity that the disk must have.
+    pub identity: Option<String>,
 }
 
 impl Default for RestoreOptions {
     fn default() -> RestoreOptions {
         let reconnect_for = Duration::from_secs(300);
-        RestoreOptions { force: false, cores: Vec::new(), reconnect_for, ticket: None }
+        RestoreOptions {
+            force: false,
+            cores: Vec::new(),
+            reconnect_for,
+            ticket: None,
+            session: None,
+            identity: None,
+        }
     }
 }
 

@@ -62,7 +62,8 @@ impl Road {
         getrandom::fill(&mut session).map_err(|error| {
             Failure::new(FailureKind::Internal, format!("no random numbers: {error}"))
         })?;
-        Ok(Road { offer, destination, options, session: SessionId(session), sidecar })
+        let session = options.session.unwrap_or(SessionId(session));
+        Ok(Road { offer, destination, options, session, sidecar })
     }
 
     pub(super) async fn open(&mut self, connection: &mut Connection) -> Result<Opened, Ended> {
@@ -82,6 +83,12 @@ impl Road {
             let (disk, disks) = (self.offer.disk, point.disks.len());
             return refuse(format!("the point has {disks} disks; there is no disk {disk}"));
         };
+        if let Some(wanted) = &self.options.identity
+            && *wanted != disk.identity
+        {
+            let (at, found) = (self.offer.disk, &disk.identity);
+            return refuse(format!("disk {at} of the point is '{found}' and not '{wanted}'"));
+        }
         let (size_bytes, block_size) = (disk.size_bytes, disk.block_size);
         match size_bytes {
             1..=limits::DISK_BYTES_MAX => Ok(Shape { size_bytes, block_size }),

@@ -19,7 +19,7 @@ use gantry_database::model::{Id, Repository, SessionRecord};
 use serde_json::Value;
 
 use super::Gantryd;
-use crate::daemon::maintenance;
+use crate::daemon::{maintenance, restore};
 
 impl Gantryd {
     pub(super) async fn stat(&self, id: Id) -> Answered<RepositoryStat> {
@@ -143,11 +143,10 @@ impl Gantryd {
     pub(super) async fn begin_restore(
         &self,
         request: RestoreRequest,
-        _who: &Principal,
+        who: &Principal,
     ) -> Answered<SessionRecord> {
         Records::<Repository>::get(self, request.repository).await?;
-        let text = "this version of gantryd does not restore yet";
-        Err(Problem::unavailable(text, "use gantry-mover restore on the repository's host"))
+        Ok(restore::begin(&self.parts, request, &who.name).await?)
     }
 }
 
