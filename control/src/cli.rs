@@ -21,7 +21,7 @@ mod vm;
 
 use self::service::{
     ConfigCommand, JobCommand, LoginArguments, MoverCommand, PointCommand, RecordCommand,
-    RepositoryCommand, ServiceCommand, SessionCommand, TokenCommand, VcenterMore,
+    RepositoryCommand, RestoreCommand, ServiceCommand, SessionCommand, TokenCommand, VcenterMore,
 };
 
 /// Gantry: backs up vSphere virtual machines without agents, and brings them back.
@@ -73,6 +73,11 @@ enum Command {
     Point {
         #[command(subcommand)]
         command: PointCommand,
+    },
+    /// Restore disks of a point.
+    Restore {
+        #[command(subcommand)]
+        command: RestoreCommand,
     },
     /// Rules that limit the rate between networks.
     Traffic {
@@ -226,6 +231,7 @@ fn run(command: Command) -> Result<(), Failure> {
                 service::completion(shell);
                 return Ok(());
             }
+            Command::Restore { command } => return service::restore(command).await,
             Command::Man { folder } => return service::manual(&folder),
             Command::Vcenter { command: VcenterCommand::Probe(arguments) } => {
                 return probe::run(&arguments).await;

@@ -173,6 +173,7 @@ impl Client {
         let mut last = 0;
         let mut failures = 0;
         loop {
+            let before = last;
             let request = self.request(Method::GET, &format!("sessions/{session}/stream"), None);
             let number = HeaderName::from_static("last-event-id");
             let request = request.header(number, format!("{last}"));
@@ -182,7 +183,12 @@ impl Client {
             };
             match followed.await {
                 Ok(true) => return Ok(()),
-                Ok(false) => failures = 0,
+                Ok(false) if last > before => failures = 0,
+                Ok(false) if failures >= 20 => {
+                    let text = "the server ends the session's stream again and again";
+                    return Err(failed(FailureKind::Network, text));
+                }
+                Ok(false) => failures += 1,
                 Err(failure) if failure.kind != FailureKind::Network => return Err(failure),
                 Err(failure) if failures >= 20 => return Err(failure),
                 Err(_) => failures += 1,

@@ -52,6 +52,7 @@ fn text(path: &Path) -> &str {
 fn from_the_log_in_to_the_restore_point() {
     on_runtime(61, async |sphere| {
         let mut served = Served::new(sphere, &["web", "idle"]).await;
+        let disk = sphere.watch("[vmfs0] idle/idle.vmdk");
         let gantry = Gantry { login: sphere.scratch.join("login.json") };
         let state = sphere.scratch.join("gantryd");
         let (ca, token) = (state.join("ca.pem"), state.join("admin.token"));
@@ -110,6 +111,27 @@ fn from_the_log_in_to_the_restore_point() {
         assert!(!refused.status.success(), "a protected point is not deleted");
         gantry.ok(&["point", "unprotect", &point]);
         assert!(gantry.ok(&["point", "config", &point]).contains("guest_id"));
+
+        // Back to files, bit for bit, before anything more is written there.
+        let folder = sphere.scratch.join("restored");
+        std::fs::create_dir(&folder).expect("a folder");
+        let name = points["items"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find_map(|one| one["name"].as_str().filter(|name| name.starts_with("idle")));
+        let name = name.expect("a point of idle");
+        let restore =
+            ["restore", "files", name, "--proxy", "proxy-1", "--folder", text(&folder), "--watch"];
+        gantry.ok(&restore);
+        let files: Vec<PathBuf> =
+            std::fs::read_dir(&folder).expect("readable").flatten().map(|one| one.path()).collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        let restored = std::fs::read(&files[0]).expect("readable");
+        let mut now = vec![0; restored.len()];
+        sphere.sim.storage.read(disk, 0, &mut now).expect("readable");
+        assert!(restored == now, "the restored disk differs");
+        assert!(!gantry.run(&restore).status.success(), "a file is not overwritten");
 
         // A session that fails says so by its exit code.
         gantry.ok(&["job", "edit", "second", "-s", "selection.patterns=[\"nobody*\"]"]);

@@ -364,7 +364,9 @@ impl Site for FleetSite {
     async fn place(&self, request: PlaceRequest) -> Result<Placement, Failure> {
         let number = locked(&self.numbers).get(&request.key).copied();
         let number = number.ok_or_else(|| {
-            failed(FailureKind::Internal, format!("{} was not queued", request.label))
+            // The repository lost what it had: another attempt at the machine reads it again.
+            let text = format!("{} has no place any more: the backup is made anew", request.label);
+            failed(FailureKind::Source, text)
         })?;
         // A run that goes on after gantryd was interrupted has its snapshot already.
         self.wait(|turns| turns.may_freeze.then_some(())).await?;
@@ -387,7 +389,10 @@ impl Site for FleetSite {
     fn release(&self, key: i32, release: Release) {
         let Some(number) = locked(&self.numbers).get(&key).copied() else { return };
         match release {
-            Release::Held | Release::GivenUp => self.parts.dispatcher.finished(number),
+            Release::Held | Release::GivenUp => {
+                locked(&self.numbers).remove(&key);
+                self.parts.dispatcher.finished(number);
+            }
             Release::RoadFailed => self.parts.dispatcher.road_failed(number),
             Release::Lost => self.parts.dispatcher.interrupted(number),
         }

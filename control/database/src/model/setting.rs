@@ -18,7 +18,6 @@ pub struct Setting {
     /// Its name.
     pub name: String,
     /// Its value.
-    #[schema(value_type = Object)]
     pub value: Value,
 }
 

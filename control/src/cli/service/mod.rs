@@ -18,7 +18,7 @@ mod records;
 mod sessions;
 mod table;
 
-pub(super) use other::{completion, login, manual};
+pub(super) use other::{completion, login, manual, restore};
 use records::Kind;
 
 /// What every command over the API takes.
@@ -113,8 +113,8 @@ pub(super) struct Fields {
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// A field and its value (JSON, or text), such as `url=https://vcenter.example`,
-    /// `selection.patterns=["web*"]`, `schedule.kind=daily`. Other records are named by name. The
-    /// fields are those of the OpenAPI document (/api/v1/openapi.json).
+    /// `selection.patterns=["web*"]`, `schedule.kind=daily`. A job's vCenter and repository and a
+    /// proxy's or repository's mover are named by name, other records by id. The fields are those of the OpenAPI document (/api/v1/openapi.json).
     #[arg(long = "set", short = 's', value_name = "FIELD=VALUE")]
     set: Vec<String>,
     /// File with the password of a vCenter or credential; '-' reads standard input.
@@ -234,7 +234,7 @@ pub(super) enum SessionCommand {
         #[arg(long)]
         job: Option<String>,
         /// At most so many.
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: u32,
         #[command(flatten)]
         asked: Asked,
@@ -352,6 +352,35 @@ pub(super) struct PointArguments {
     repository: Option<String>,
     #[command(flatten)]
     asked: Asked,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RestoreCommand {
+    /// Raw image files in a folder of a proxy, one for each disk.
+    Files {
+        /// The name under which the machine's points are kept (see 'gantry point list').
+        name: String,
+        /// The point, 32 hexadecimal digits; without it the newest.
+        #[arg(long)]
+        point: Option<String>,
+        /// Only the disk of this label; may be given several times.
+        #[arg(long, value_name = "LABEL")]
+        disk: Vec<String>,
+        /// Its repository; not needed where there is one.
+        #[arg(long)]
+        repository: Option<String>,
+        /// The proxy.
+        #[arg(long)]
+        proxy: String,
+        /// The folder there, an absolute path.
+        #[arg(long)]
+        folder: String,
+        /// Show its progress until it ends; the exit code is its result.
+        #[arg(long, short)]
+        watch: bool,
+        #[command(flatten)]
+        asked: Asked,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -11,11 +11,12 @@ use gantry_http::Method;
 use serde_json::{Value, json};
 
 use super::records::{Kind, find, path};
-use super::sessions::MACHINES;
+use super::sessions::{MACHINES, SESSIONS, follow};
 use super::table::{Column, Show};
 use super::{
     ConfigCommand, LoginArguments, MoverCommand, MoverRole, PointArguments, PointCommand,
-    RepositoryCommand, TokenCommand, TokenRole, VcenterMore, login_path, read_text, show, usage,
+    RepositoryCommand, RestoreCommand, TokenCommand, TokenRole, VcenterMore, login_path, read_text,
+    show, usage,
 };
 use crate::cli::{say, say_json};
 use crate::client::{Client, Login};
@@ -142,17 +143,20 @@ pub(super) async fn mover(command: MoverCommand) -> Result<(), Failure> {
     }
 }
 
+/// The repository, where there is one.
+async fn only_repository(client: &Client) -> Result<Value, Failure> {
+    let all = client.get(Kind::Repository.path()).await?;
+    match all["items"].as_array().map_or(&[][..], Vec::as_slice) {
+        [only] => Ok(only.clone()),
+        _ => Err(usage("in which repository? give --repository NAME")),
+    }
+}
+
 /// Where a point stands.
 async fn place(client: &Client, asked: &PointArguments) -> Result<String, Failure> {
     let repository = match &asked.repository {
         Some(name) => find(client, Kind::Repository, name).await?,
-        None => {
-            let all = client.get(Kind::Repository.path()).await?;
-            match all["items"].as_array().map_or(&[][..], Vec::as_slice) {
-                [only] => only.clone(),
-                _ => return Err(usage("in which repository? give --repository NAME")),
-            }
-        }
+        None => only_repository(client).await?,
     };
     let id = repository["id"].as_str().unwrap_or_default();
     Ok(format!("repositories/{id}/points/{}", encoded(&asked.point)))
@@ -179,7 +183,15 @@ pub(super) async fn point(command: PointCommand) -> Result<(), Failure> {
             if let Some(name) = name {
                 path += &format!("&name={}", encoded(name));
             }
-            return show(asked, &client.get(&path).await?, POINTS);
+            let (mut all, mut after) = (Vec::new(), String::new());
+            loop {
+                let page = client.get(&format!("{path}{after}")).await?;
+                all.extend(page["items"].as_array().into_iter().flatten().cloned());
+                match page["next"].as_str() {
+                    Some(next) => after = format!("&after={next}"),
+                    None => return show(asked, &json!({ "items": all }), POINTS),
+                }
+            }
         }
         PointCommand::Show(point) => (Method::GET, "", None, point),
         PointCommand::Config(point) => (Method::GET, "/vm-config", None, point),
@@ -258,6 +270,27 @@ pub(super) async fn config(command: ConfigCommand) -> Result<(), Failure> {
         }
         ConfigCommand::Export { asked } => say_json(&asked.client()?.get("export").await?),
     }
+}
+
+/// `gantry restore`: begins, and follows if asked.
+pub(in crate::cli) async fn restore(command: RestoreCommand) -> Result<(), Failure> {
+    let RestoreCommand::Files { name, point, disk, repository, proxy, folder, watch, asked } =
+        command;
+    let client = asked.client()?;
+    let repository = match &repository {
+        Some(name) => find(&client, Kind::Repository, name).await?,
+        None => only_repository(&client).await?,
+    };
+    let proxy = find(&client, Kind::Proxy, &proxy).await?;
+    let wanted = json!({
+        "repository": repository["id"], "name": name, "point": point, "disks": disk,
+        "target": { "kind": "files", "proxy": proxy["id"], "folder": folder },
+    });
+    let begun = client.post("restores", &wanted).await?;
+    if watch {
+        return follow(&client, &asked, begun["id"].as_str().unwrap_or_default()).await;
+    }
+    show(&asked, &begun, SESSIONS)
 }
 
 /// `gantry completion`: a script for the shell, on standard output.

@@ -73,9 +73,10 @@ impl Kind {
                 ("PATTERNS", "/selection/patterns", Show::Plain),
                 ("FOLDERS", "/selection/folders", Show::Plain),
             ],
-            Kind::Traffic => {
-                &[("NAME", "/name", Show::Plain), ("BYTES/S", "/bytes_per_second", Show::Bytes)]
-            }
+            Kind::Traffic => &[
+                ("NAME", "/name", Show::Plain),
+                ("BYTES/S", "/rate_bytes_per_second", Show::Bytes),
+            ],
             Kind::Credential => &[("NAME", "/name", Show::Plain), ("USER", "/user", Show::Plain)],
         }
     }

@@ -17,7 +17,7 @@ use super::{Asked, JobCommand, SessionCommand, show, usage};
 use crate::cli::{say, say_json};
 use crate::client::Client;
 
-const SESSIONS: &[super::table::Column] = &[
+pub(super) const SESSIONS: &[super::table::Column] = &[
     ("ID", "/id", Show::Plain),
     ("KIND", "/kind", Show::Plain),
     ("NAME", "/name", Show::Plain),
@@ -77,7 +77,10 @@ async fn enable(asked: &Asked, name: &str, enabled: bool) -> Result<(), Failure>
 /// A session's id; `last` is the newest.
 async fn id(client: &Client, id: &str) -> Result<String, Failure> {
     if id != "last" {
-        return Ok(id.to_owned());
+        return match id.chars().all(|c| c.is_ascii_hexdigit()) && !id.is_empty() {
+            true => Ok(id.to_owned()),
+            false => Err(usage(format!("'{id}' is no session's id: see gantry session list"))),
+        };
     }
     let newest = client.get("sessions?limit=1").await?;
     let newest = newest["items"][0]["id"].as_str();
@@ -177,7 +180,7 @@ impl Bars {
 ///
 /// # Errors
 /// `Source`: it failed.
-async fn follow(client: &Client, asked: &Asked, id: &str) -> Result<(), Failure> {
+pub(super) async fn follow(client: &Client, asked: &Asked, id: &str) -> Result<(), Failure> {
     let is_terminal = std::io::stderr().is_terminal() && !asked.json;
     let mut bars = Bars { all: MultiProgress::new(), disks: BTreeMap::new() };
     client
