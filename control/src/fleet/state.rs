@@ -243,6 +243,8 @@ impl FleetState {
             check_credential(&name, &content)?;
             new.set_credential(task, &name, content);
         }
+        // Its name may be that of a task which was found dead, and forgotten: now it is wanted.
+        mover.forgotten.remove(&task);
         mover.tasks.insert(task, new);
         self.places.insert(task, id);
         if let Some(link) = self.ready(id) {

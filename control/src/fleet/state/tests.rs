@@ -186,6 +186,20 @@ fn a_task_that_nobody_wants_is_stopped_then_forgotten() {
 }
 
 #[test]
+fn a_task_that_was_found_dead_is_run_under_its_name() {
+    let mut state = fleet(vec![]);
+    state.adopt(MOVER, task(7), 0).unwrap();
+    assert_eq!(said(&mut state), ["7 died"]);
+    state.forget(MOVER, task(7), 0);
+    run(&mut state, 7);
+    assert_eq!(said(&mut state), ["1: forget 7", "1: cookie 7", "1: start 7"]);
+    state.received(LinkId(1), Report::Progress { task: task(7), disks: vec![] }, 0);
+    let done = Report::Ended { task: task(7), outcome: TaskOutcome::Done(vec![]) };
+    state.received(LinkId(1), done, 0);
+    assert_eq!(said(&mut state), ["7 progress", "7 done"]);
+}
+
+#[test]
 fn silence_is_told_once_and_a_return_too() {
     let mut state = fleet(vec![]);
     run(&mut state, 7);
