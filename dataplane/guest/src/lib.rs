@@ -1,0 +1,17 @@
+//! What a guest's disk holds that need not be read: swap, page files, deleted blocks, files that the
+//! administrator excludes.
+//!
+//! In: random reads of one frozen disk ([`Disk`]). Out: ranges of it with a [`Reason`], and for every
+//! volume where a filter is off the [`Refused`] that says why. Invariants: nothing is named that a
+//! guest may still need after it has replayed its journal; every byte read is hostile; memory, reads
+//! and time are bounded by [`limits`]. Must not: write, fail a backup (a refusal means that everything
+//! is copied), know how the disk is reached.
+
+pub mod disk;
+pub mod limits;
+pub mod volume;
+
+pub use disk::{Disk, View};
+pub use volume::{
+    Consistency, Extent, FileMasks, FileRange, GuestFs, Reason, Refused, SnapshotKind,
+};
