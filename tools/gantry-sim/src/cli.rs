@@ -67,6 +67,9 @@ pub struct Arguments {
     /// One fault to begin with (JSON, see below); may be repeated
     #[arg(long, value_name = "JSON")]
     fault: Vec<String>,
+    /// Take drills and questions on standard input, a line of JSON each, and end with it
+    #[arg(long)]
+    orders: bool,
     /// Where all random choices come from
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -108,7 +111,44 @@ async fn start(arguments: Arguments) -> Result<()> {
     }
     println!("{}", ready(&sim, &file));
     std::io::stdout().flush()?;
-    ended().await
+    if !arguments.orders {
+        return ended().await;
+    }
+    // A thread of its own: a runtime would wait for a read of standard input when it ends.
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || drop(tell.send(obey(&sim))));
+    tokio::select! {
+        done = ended() => done,
+        done = told => done?,
+    }
+}
+
+/// Does what standard input says, to its end.
+fn obey(sim: &Arc<Sim>) -> Result<()> {
+    for line in std::io::stdin().lines() {
+        let line = line?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let answer = match order(sim, &line) {
+            Ok(answer) => answer,
+            Err(error) => json!({ "error": format!("{error:#}") }),
+        };
+        println!("{answer}");
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+/// A drill, or a question.
+fn order(sim: &Arc<Sim>, line: &str) -> Result<serde_json::Value> {
+    if let Ok(question) = serde_json::from_str(line) {
+        return Ok(serde_json::to_value(drill::judge(sim, &question)?)?);
+    }
+    drill::parse(line.as_bytes())?
+        .into_iter()
+        .try_for_each(|command| drill::apply(sim, command))?;
+    Ok(json!({}))
 }
 
 /// Until a person or a parent process says so.

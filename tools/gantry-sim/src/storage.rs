@@ -295,6 +295,11 @@ impl Storage {
         self.world().watch(disk)
     }
 
+    /// Snapshots of which it is remembered what a disk held, the oldest first.
+    pub fn remembered(&self, disk: DiskId) -> Result<Vec<SnapshotId>> {
+        self.world().remembered(disk)
+    }
+
     /// What a watched disk held at the instant of a snapshot, also after that has gone.
     pub fn oracle(&self, snapshot: SnapshotId, disk: DiskId) -> Result<Oracle> {
         self.world().oracle(snapshot, disk)

@@ -32,11 +32,11 @@ enum Command {
         #[arg(long)]
         filter: Option<String>,
     },
-    /// A real disk through two movers, changed, again, restored, compared bit for bit.
+    /// The whole product on a simulated vCenter: full, incremental, a killed proxy, restores compared.
     Demo {
-        /// Use this gantry-mover instead of building one.
-        #[arg(long)]
-        mover: Option<PathBuf>,
+        /// Use the programs of this folder instead of building them.
+        #[arg(long, value_name = "FOLDER")]
+        programs: Option<PathBuf>,
     },
     /// Run the random scenarios (kills, networks, damage, hostile peers) with many seeds.
     Soak {
@@ -114,7 +114,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Golden { name } => suite::golden(&name),
         Command::Crash { runs, threads } => crash::run(runs, threads),
         Command::Planted { filter, runs } => crash::planted(filter.as_deref(), runs),
-        Command::Demo { mover } => demo::run(mover),
+        Command::Demo { programs } => demo::run(programs),
         Command::Corpus { size, dir, seed, compact } => {
             let request = corpus::Request { size, folder: dir, seed, compact };
             corpus::build(&request).map(drop)

@@ -214,6 +214,11 @@ pub enum Command {
         /// Its name.
         machine: String,
     },
+    /// What a machine's disks hold at every snapshot is remembered from now on.
+    Watch {
+        /// Its name.
+        machine: String,
+    },
     /// A machine's tools stop: no guest operations, no quiescing.
     ToolsStop {
         /// Its name.

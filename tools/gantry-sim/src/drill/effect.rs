@@ -72,6 +72,11 @@ pub fn apply(sim: &Arc<Sim>, command: Command) -> Result<()> {
                 drop(stopped);
             }
         }
+        Command::Watch { machine } => {
+            for disk in disks_of(sim, Some(&machine))?.into_iter().flatten() {
+                sim.storage.watch(disk)?;
+            }
+        }
         Command::ToolsStop { machine } => set_tools(sim, &machine, false)?,
         Command::ToolsStart { machine } => set_tools(sim, &machine, true)?,
         storage => return inject(sim, storage),
@@ -115,7 +120,7 @@ fn inject(sim: &Sim, command: Command) -> Result<()> {
 }
 
 /// The disks of a machine, or one "all".
-fn disks_of(sim: &Sim, machine: Option<&str>) -> Result<Vec<Option<DiskId>>> {
+pub(super) fn disks_of(sim: &Sim, machine: Option<&str>) -> Result<Vec<Option<DiskId>>> {
     let Some(name) = machine else { return Ok(vec![None]) };
     let state = sim.lock();
     let found = state.site.machines.values().find(|machine| machine.name == name);

@@ -11,9 +11,11 @@ use crate::fault::Fault;
 
 mod command;
 mod effect;
+mod judge;
 
 pub use command::{Command, When};
 pub use effect::{Writer, apply, guest_start, parse, pause, read};
+pub use judge::{Answer, Question, judge};
 
 /// What is to happen to one call.
 #[derive(Debug, Default)]

@@ -133,6 +133,7 @@ async fn route(
     let response = match (request.method(), path.as_str()) {
         (&Method::POST, "/sdk" | "/sdk/vimService") => soap(sim, endpoint, peer, request).await?,
         (_, "/gantry-sim/faults") => control::serve(sim, peer, request).await,
+        (&Method::POST, "/gantry-sim/judge") => control::judge(sim, peer, request).await,
         (_, "/gantry-sim/requests") => control::requests(&sim, peer, request.method()),
         (&Method::GET, "/sdk/vimServiceVersions.xml") => {
             text(StatusCode::OK, "text/xml", soap::VERSIONS.to_owned())

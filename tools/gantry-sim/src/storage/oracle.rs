@@ -147,8 +147,29 @@ impl World {
         Ok(Oracle { capacity_bytes, hashes: hashes.to_vec() })
     }
 
-    fn oracle_path(&self, snapshot: SnapshotId, disk: DiskId) -> PathBuf {
+    /// Snapshots of which a disk's hashes were kept, the oldest first.
+    pub(super) fn remembered(&self, disk: DiskId) -> Result<Vec<SnapshotId>> {
+        let folder = self.oracle_folder();
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e).at("read", &folder),
+        };
+        let suffix = format!("-{disk}");
+        let number =
+            |name: &str| name.strip_prefix("snapshot-")?.strip_suffix(&suffix)?.parse().ok();
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut found: Vec<_> = names.filter_map(|name| number(&name)).map(SnapshotId).collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    fn oracle_folder(&self) -> PathBuf {
         let folder: &Path = STATE_FOLDER.as_ref();
-        self.root.join(folder).join("oracles").join(format!("{snapshot}-{disk}"))
+        self.root.join(folder).join("oracles")
+    }
+
+    fn oracle_path(&self, snapshot: SnapshotId, disk: DiskId) -> PathBuf {
+        self.oracle_folder().join(format!("{snapshot}-{disk}"))
     }
 }

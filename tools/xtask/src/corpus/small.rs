@@ -3,6 +3,7 @@
 //! In: a folder, a seed. Out: `linux`, `windows`, `xfs` and `mixed-tail`, each in two versions.
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -15,6 +16,10 @@ use super::volume::{FileSystem, Placed, Volume};
 
 /// Size of `mixed-tail`: no multiple of anything but sectors.
 const MIXED_BYTES: u64 = 100 * MIB + 4608;
+
+const WINDOWS_RESERVED: Region = Region::mib(1, 16);
+const WINDOWS: Region = Region::mib(17, 208);
+const XFS: Region = Region::mib(1, 304);
 
 /// Builds all four, two at a time.
 ///
@@ -48,14 +53,16 @@ fn linux(site: Site, share: &Share) -> Result<Image> {
     describe::image(site.folder, "linux", Some(origin_name(disk.swap_origin)))
 }
 
-fn windows(site: Site, share: &Share) -> Result<Image> {
+/// The Windows disk as it is on its first day; its files.
+///
+/// # Errors
+/// When a tool fails.
+pub fn create_windows(site: Site, share: &Share) -> Result<Vec<Placed>> {
     let (name, path) = ("windows", site.first("windows"));
-    let (reserved, system) = (Region::mib(1, 16), Region::mib(17, 208));
     let partitions =
-        [(reserved, PartitionType::WindowsReserved), (system, PartitionType::WindowsData)];
+        [(WINDOWS_RESERVED, PartitionType::WindowsReserved), (WINDOWS, PartitionType::WindowsData)];
     create_partitioned(&path, name, 256 * MIB, &partitions)?;
-    let volume =
-        Volume { image: &path, region: system, kind: FileSystem::Ntfs, name, work: site.work };
+    let volume = windows_volume(site, &path);
     let mut files = fill(&volume, &share.fill)?;
     let mut pages = MemoryPages::new(&share.fill, site.seed)?;
     let mut memory = vec![0; 24 * MIB as usize];
@@ -64,23 +71,41 @@ fn windows(site: Site, share: &Share) -> Result<Image> {
     // It is the likeliest file to be rewritten, as in life.
     let page_file = Placed { name: "pagefile.sys".into(), bytes: memory.len() as u64 };
     files.extend(std::iter::repeat_n(page_file, 8));
+    Ok(files)
+}
 
-    let second = site.second(name);
-    sparse::copy_sparse(&path, &second)?;
-    change(&Volume { image: &second, ..volume }, &mut files, &share.new, site.seed)?;
+fn windows_volume<'a>(site: Site<'a>, image: &'a Path) -> Volume<'a> {
+    let (kind, name) = (FileSystem::Ntfs, "windows");
+    Volume { image, region: WINDOWS, kind, name, work: site.work }
+}
+
+fn windows(site: Site, share: &Share) -> Result<Image> {
+    let mut files = create_windows(site, share)?;
+    let (name, second) = ("windows", site.second("windows"));
+    sparse::copy_sparse(&site.first(name), &second)?;
+    change(&windows_volume(site, &second), &mut files, &share.new, site.seed)?;
     describe::image(site.folder, name, None)
 }
 
+/// The XFS disk as it is on its first day; its files.
+///
+/// # Errors
+/// When a tool fails.
+pub fn create_xfs(site: Site, share: &Share) -> Result<Vec<Placed>> {
+    let path = site.first("xfs");
+    create_partitioned(&path, "xfs", 308 * MIB, &[(XFS, PartitionType::LinuxData)])?;
+    fill(&xfs_volume(site, &path), &share.fill)
+}
+
+fn xfs_volume<'a>(site: Site<'a>, image: &'a Path) -> Volume<'a> {
+    Volume { image, region: XFS, kind: FileSystem::Xfs, name: "xfs", work: site.work }
+}
+
 fn xfs(site: Site, share: &Share) -> Result<Image> {
-    let (name, path) = ("xfs", site.first("xfs"));
-    let root = Region::mib(1, 304);
-    create_partitioned(&path, name, 308 * MIB, &[(root, PartitionType::LinuxData)])?;
-    let volume =
-        Volume { image: &path, region: root, kind: FileSystem::Xfs, name, work: site.work };
-    let mut files = fill(&volume, &share.fill)?;
-    let second = site.second(name);
-    sparse::copy_sparse(&path, &second)?;
-    change(&Volume { image: &second, ..volume }, &mut files, &share.new, site.seed)?;
+    let mut files = create_xfs(site, share)?;
+    let (name, second) = ("xfs", site.second("xfs"));
+    sparse::copy_sparse(&site.first(name), &second)?;
+    change(&xfs_volume(site, &second), &mut files, &share.new, site.seed)?;
     describe::image(site.folder, name, None)
 }
 

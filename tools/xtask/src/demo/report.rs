@@ -1,91 +1,88 @@
 //! The demonstration's report, for people.
 //!
-//! In: figures of three backups and their restores. Out: text on standard output.
+//! In: sessions and restores. Out: text on standard output.
 
 use gantry_common::units::format_bytes;
+use serde_json::Value;
 
-use super::mover::{BackupFigures, Bottleneck};
+use super::days::Day;
+use super::images::Machine;
 
-/// One backup and the restore of its point.
-pub struct Line {
-    /// What kind of backup.
-    pub kind: &'static str,
-    /// What it said.
-    pub figures: BackupFigures,
-    /// Seconds that the restore took.
-    pub restore_seconds: f64,
-    /// Whether the restored disk is the one that was backed up, bit for bit.
-    pub identical: bool,
-}
+/// A row's name and how it reads its cell from a session.
+type Row = (&'static str, fn(&Day) -> String);
 
-/// A row's name and how it reads its cell.
-type Row = (&'static str, fn(&Line) -> String);
-
-const ROWS: [Row; 15] = [
-    ("processed", |line| format_bytes(line.figures.bytes_processed)),
-    ("read", |line| format_bytes(line.figures.bytes_read)),
-    ("zero", |line| format_bytes(line.figures.bytes_zero)),
-    ("unchanged", |line| format_bytes(line.figures.bytes_unchanged)),
-    ("duplicate", |line| format_bytes(line.figures.bytes_duplicate)),
-    ("transferred", |line| format_bytes(line.figures.bytes_transferred)),
-    ("stored", |line| format_bytes(line.figures.bytes_stored)),
-    ("seconds", |line| format!("{:.2}", line.figures.wall_seconds)),
-    ("rate (processed)", |line| rate(line.figures.bytes_processed, line.figures.wall_seconds)),
-    ("CPU seconds", |line| format!("{:.2}", line.figures.cpu_seconds)),
-    ("peak memory", |line| format_bytes(line.figures.peak_rss_bytes)),
-    ("bottleneck", |line| bottleneck(&line.figures.bottleneck)),
-    ("restore seconds", |line| format!("{:.2}", line.restore_seconds)),
-    ("restored disk", |line| verdict(line.identical).to_owned()),
-    ("restore point", |line| line.figures.point.chars().take(18).collect()),
+const ROWS: [Row; 12] = [
+    ("machines, disks", |day| {
+        let total = |name| number(day, &["totals", name]);
+        format!("{}, {}", total("vms_done"), total("disks"))
+    }),
+    ("processed", |day| bytes(day, &["totals", "processed_bytes"])),
+    ("read", |day| bytes(day, &["totals", "read_bytes"])),
+    ("unchanged", |day| skipped(day, "unchanged")),
+    ("zero", |day| skipped(day, "zero")),
+    ("duplicate", |day| skipped(day, "duplicate")),
+    ("transferred", |day| bytes(day, &["totals", "transferred_bytes"])),
+    ("stored", |day| bytes(day, &["totals", "stored_bytes"])),
+    ("seconds", |day| format!("{:.1}", seconds(day))),
+    ("bottleneck", bottleneck),
+    ("result", |day| day.session["session"]["result"].as_str().unwrap_or("-").to_owned()),
+    ("restored disks", |day| {
+        let same = day.restores.iter().filter(|one| one.identical).count();
+        format!("{same} of {} identical", day.restores.len())
+    }),
 ];
 
-/// Prints the table.
-pub fn print(disk: &str, lines: &[Line]) {
-    println!("\nGantry demonstration: {disk}, over QUIC between two processes\n");
-    print!("{:<18}", "");
-    lines.iter().for_each(|line| print!("{:>20}", line.kind));
+/// Prints the table, and what happened.
+pub fn print(machines: &[Machine], days: &[Day]) {
+    println!("\nGantry demonstration: a simulated vCenter, gantryd, a repository, two proxies\n");
+    for machine in machines {
+        let rate = machine.writes_per_second;
+        println!("  {:<10}{}; its guest writes {rate} times a second", machine.name, machine.what);
+    }
+    println!();
+    print!("{:<20}", "");
+    days.iter().for_each(|day| print!("{:>26}", day.kind));
     println!();
     for (name, cell) in ROWS {
-        print!("{name:<18}");
-        lines.iter().for_each(|line| print!("{:>20}", cell(line)));
+        print!("{name:<20}");
+        days.iter().for_each(|day| print!("{:>26}", cell(day)));
         println!();
+    }
+    for day in days.iter().filter(|day| !day.incidents.is_empty()) {
+        println!("\n{}, from the session's log:", day.kind);
+        day.incidents.iter().for_each(|line| println!("  {line}"));
+    }
+    for one in days.iter().flat_map(|day| &day.restores).filter(|one| !one.identical) {
+        println!("\nDIFFERENT: a disk of {}, {}", one.machine, format_bytes(one.bytes));
     }
     println!();
 }
 
-fn verdict(identical: bool) -> &'static str {
-    if identical { "identical" } else { "DIFFERENT" }
+fn at<'a>(day: &'a Day, path: &[&str]) -> &'a Value {
+    path.iter().fold(&day.session["session"], |value, name| &value[*name])
 }
 
-fn rate(bytes: u64, seconds: f64) -> String {
-    if seconds <= 0.0 {
-        return "-".to_owned();
-    }
-    format!("{}/s", format_bytes((bytes as f64 / seconds) as u64))
+fn number(day: &Day, path: &[&str]) -> u64 {
+    at(day, path).as_u64().unwrap_or(0)
 }
 
-/// The largest share.
-fn bottleneck(shares: &Bottleneck) -> String {
-    let named = [
-        ("source", shares.source),
-        ("proxy", shares.proxy),
-        ("network", shares.network),
-        ("target", shares.target),
-    ];
-    let largest = named.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
-    largest.map_or_else(String::new, |(name, share)| format!("{name} {share:.0} %"))
+fn bytes(day: &Day, path: &[&str]) -> String {
+    format_bytes(number(day, path))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::{bottleneck, rate};
-    use crate::demo::mover::Bottleneck;
+fn skipped(day: &Day, reason: &str) -> String {
+    bytes(day, &["totals", "more", "bytes_skipped", reason])
+}
 
-    #[test]
-    fn cells_name_the_largest_share_and_survive_no_time() {
-        let shares = Bottleneck { source: 10.0, proxy: 60.4, network: 20.0, target: 9.6 };
-        assert_eq!(bottleneck(&shares), "proxy 60 %");
-        assert_eq!(rate(5, 0.0), "-");
-        assert_eq!(rate(3 << 20, 2.0), "1.50 MiB/s");
+fn seconds(day: &Day) -> f64 {
+    number(day, &["ended_ms"]).saturating_sub(number(day, &["created_ms"])) as f64 / 1e3
+}
+
+fn bottleneck(day: &Day) -> String {
+    let more = at(day, &["totals", "more"]);
+    let name = more["bottleneck"].as_str().unwrap_or("-");
+    match more["bottleneck_percent"][name].as_f64() {
+        Some(percent) => format!("{name} {percent:.0} %"),
+        None => name.to_owned(),
     }
 }
