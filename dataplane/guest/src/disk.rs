@@ -26,6 +26,8 @@ pub struct View<'a> {
     disk: &'a dyn Disk,
     /// Ranges of the disk in the order of the view.
     pieces: Vec<Extent>,
+    /// Where in the view each piece begins.
+    begins: Vec<u64>,
     length: u64,
 }
 
@@ -33,7 +35,7 @@ impl<'a> View<'a> {
     /// The whole disk.
     pub fn whole(disk: &'a dyn Disk) -> View<'a> {
         let length = disk.length();
-        View { disk, pieces: vec![Extent { start: 0, length }], length }
+        View { disk, pieces: vec![Extent { start: 0, length }], begins: vec![0], length }
     }
 
     /// These pieces of the disk.
@@ -49,26 +51,31 @@ impl<'a> View<'a> {
             let text = "a volume's pieces are not within its disk";
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        let length = pieces.iter().try_fold(0u64, |sum, piece| sum.checked_add(piece.length));
-        let text = "a volume is longer than any disk";
-        let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, text))?;
-        Ok(View { disk, pieces, length })
+        let mut length = 0u64;
+        let mut begins = Vec::with_capacity(pieces.len());
+        for piece in &pieces {
+            begins.push(length);
+            let text = "a volume is longer than any disk";
+            let sum = length.checked_add(piece.length);
+            length = sum.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, text))?;
+        }
+        Ok(View { disk, pieces, begins, length })
     }
 
     /// A range of the view as ranges of the disk, in the view's order; what is beyond the view is
     /// left out.
     pub fn on_disk(&self, range: Extent) -> Vec<Extent> {
         let mut found = Vec::new();
-        let mut begin = 0;
         let end = range.start.saturating_add(range.length);
-        for piece in &self.pieces {
+        // The last piece that begins at or before the range; the first piece begins at 0.
+        let first = self.begins.partition_point(|&begin| begin <= range.start).saturating_sub(1);
+        for (piece, &begin) in self.pieces.iter().zip(&self.begins).skip(first) {
             let piece_end = begin + piece.length;
             let (from, to) = (range.start.max(begin), end.min(piece_end));
             if from < to {
                 found.push(Extent { start: piece.start + (from - begin), length: to - from });
             }
-            begin = piece_end;
-            if begin >= end {
+            if piece_end >= end {
                 break;
             }
         }

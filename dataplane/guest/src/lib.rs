@@ -7,11 +7,21 @@
 //! and time are bounded by [`limits`]. Must not: write, fail a backup (a refusal means that everything
 //! is copied), know how the disk is reached.
 
+mod bytes;
 pub mod disk;
+pub mod cache;
+pub mod partitions;
+pub mod lvm;
+pub mod signatures;
+pub mod swap;
+pub mod volumes;
 pub mod limits;
 pub mod volume;
 
+pub use cache::Cache;
 pub use disk::{Disk, View};
+pub use signatures::VolumeKind;
 pub use volume::{
     Consistency, Extent, FileMasks, FileRange, GuestFs, Reason, Refused, SnapshotKind,
 };
+pub use volumes::{Volume, Volumes, find_volumes, open_file_system};

@@ -12,3 +12,21 @@ pub const RANGE_BYTES_MIN: u64 = 16 << 10;
 pub const VOLUMES_MAX: usize = 256;
 /// Pieces of one logical volume.
 pub const PIECES_MAX: usize = 65_536;
+/// Memory of the cache over one disk.
+pub const CACHE_BYTES_MAX: usize = 16 << 20;
+/// Bytes that looking into a disk may read of it, beside a share of its length.
+pub const INSPECT_READ_BYTES_BASE: u64 = 512 << 20;
+/// The share: one byte in so many.
+pub const INSPECT_READ_DISK_SHARE: u64 = 64;
+/// Bytes that parsers may be given, from memory or not, beside a share of the disk's length.
+pub const INSPECT_SERVED_BYTES_BASE: u64 = 4 << 30;
+/// The share: one byte in so many.
+pub const INSPECT_SERVED_DISK_SHARE: u64 = 8;
+/// Entries of a GPT; Windows and Linux make 128.
+pub const GPT_ENTRIES_MAX: u32 = 1024;
+/// Bytes of a volume group's metadata text.
+pub const LVM_TEXT_BYTES_MAX: u64 = 16 << 20;
+/// Names and values in it.
+pub const LVM_NODES_MAX: usize = 1 << 20;
+/// Nesting of its sections and lists.
+pub const LVM_DEPTH_MAX: usize = 12;
