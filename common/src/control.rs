@@ -24,9 +24,9 @@ use crate::wire::PointSummary;
 use crate::work::{DiskProgress, WORK_BYTES_MAX};
 
 /// Protocol number, sent in [`Report::Hello`] and carried by [`CONTROL_ALPN`].
-pub const CONTROL_PROTOCOL: u16 = 2;
+pub const CONTROL_PROTOCOL: u16 = 3;
 /// ALPN of a mover's connection to gantryd.
-pub const CONTROL_ALPN: &[u8] = b"gantry-control/2";
+pub const CONTROL_ALPN: &[u8] = b"gantry-control/3";
 /// Bytes of a frame's length.
 pub const CONTROL_PREFIX_BYTES: usize = 4;
 /// Bytes of a command: a work document and a little.
@@ -116,6 +116,13 @@ pub enum Question {
     Manage(ManageRequest),
     /// The mover's facts, now.
     Facts,
+    /// Keep this copy of gantryd's database in the repository's folder, durably.
+    KeepCopy {
+        /// When it was made, milliseconds since 1970; older ones go when there are several.
+        created_ms: u64,
+        /// Its bytes, at most [`crate::limits::COPY_BYTES_MAX`].
+        bytes: Vec<u8>,
+    },
 }
 
 /// What a mover says.
@@ -175,6 +182,8 @@ pub enum Answer {
     Manage(ManageReport),
     /// Its facts.
     Facts(MoverFacts),
+    /// The copy is durable.
+    CopyKept,
 }
 
 /// What a mover is and can do.

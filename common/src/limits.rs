@@ -27,6 +27,10 @@ pub const MANAGE_REPORT_BYTES_MAX: usize = 16 << 20;
 pub const RETIRED_POINTS_MAX: usize = 4096;
 /// Bytes of a VM's configuration (hardware, NVRAM) in a session's offer.
 pub const VM_CONFIG_BYTES_MAX: usize = 128 << 10;
+/// Bytes of a copy of gantryd's database that a repository keeps.
+pub const COPY_BYTES_MAX: usize = 64 << 20;
+/// Copies that a repository keeps: the newest.
+pub const COPIES_KEPT: usize = 8;
 /// Blocks of one audit of changed-block tracking, at the least and at the most.
 pub const AUDIT_BLOCKS_MIN: u32 = 64;
 /// See [`AUDIT_BLOCKS_MIN`].

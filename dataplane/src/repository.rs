@@ -4,6 +4,7 @@
 //! nothing is read or written for a peer before its `Hello` was checked: protocol, ticket, scope.
 //! A session that is known here is continued only by who shows its ticket.
 
+pub(crate) mod copies;
 mod manage;
 mod successor;
 

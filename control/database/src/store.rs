@@ -20,6 +20,7 @@ mod export;
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -79,8 +80,23 @@ struct Inner {
     writer: SqlitePool,
     readers: SqlitePool,
     keys: RwLock<Keys>,
+    /// Counts changes of what a copy holds for good.
+    changes: AtomicU64,
     // Held until the last clone goes.
     _lock: File,
+}
+
+impl Database {
+    /// A number that grows with every change of configuration, access and secrets in this process:
+    /// what a copy ([`Database::export`]) was made of has not changed while it stays.
+    pub fn changes(&self) -> u64 {
+        self.inner.changes.load(Ordering::Acquire)
+    }
+
+    /// Something of that was changed, durably.
+    fn changed(&self) {
+        self.inner.changes.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 impl std::fmt::Debug for Database {

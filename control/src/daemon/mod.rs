@@ -23,6 +23,7 @@ mod attempts;
 pub mod backend;
 mod calendar;
 pub mod clock;
+pub mod copies;
 pub mod dispatcher;
 mod facts;
 mod job_start;
@@ -190,6 +191,13 @@ impl Parts {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let chosen = known.proxies.iter().filter(|proxy| ids.contains(&proxy.id));
         chosen.map(|proxy| proxy.name.clone()).collect()
+    }
+
+    /// Keys of the repositories' movers that are connected.
+    fn repository_movers(&self) -> BTreeSet<PeerId> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let pins = known.repositories.iter().map(|repository| repository.mover);
+        pins.filter(|pin| self.view(*pin).is_some()).collect()
     }
 
     /// A repository's record.

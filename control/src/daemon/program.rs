@@ -26,6 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::backend::Gantryd;
+use super::copies;
 use super::start::{StartOptions, Started, private_folder, start};
 use crate::durable_file;
 use crate::run::{failed, now_ms};
@@ -55,6 +56,26 @@ enum Command {
     /// Make a token while gantryd is stopped: for administrators who have lost theirs. While it
     /// runs: gantry token create.
     Token(TokenArguments),
+    /// Make the state folder of a lost gantryd anew, from the copy of its database that every
+    /// repository keeps.
+    Rebuild(RebuildArguments),
+}
+
+#[derive(Debug, Args)]
+struct RebuildArguments {
+    /// Configuration file of gantryd; its state folder must hold no database.
+    #[arg(long, value_name = "FILE", env = "GANTRYD_CONFIG")]
+    config: PathBuf,
+    /// A repository's folder (its newest copy is taken), or a copy.
+    #[arg(long, value_name = "PATH")]
+    from: PathBuf,
+    /// The lost gantryd's key file (STATE/database/secrets.key), which is in no copy. Without it
+    /// passwords must be set again and movers enrolled anew.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -169,6 +190,7 @@ fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Serve(arguments) => runtime.block_on(service(arguments)),
         Command::Token(arguments) => runtime.block_on(make_token(arguments)),
+        Command::Rebuild(arguments) => runtime.block_on(rebuild(arguments)),
     }
 }
 
@@ -226,6 +248,7 @@ async fn service(arguments: &ServeArguments) -> Result<(), Failure> {
     stop.send_replace(true);
     let _ = serving.await;
     started.parts.events.flush().await;
+    started.parts.fleet.close().await;
     Ok(())
 }
 
@@ -301,6 +324,33 @@ async fn make_token(arguments: &TokenArguments) -> Result<(), Failure> {
     }
     let database = Database::open(&config.state.join("database")).await?;
     keep_token(&database, &arguments.name, arguments.role.into(), &arguments.output).await
+}
+
+async fn rebuild(arguments: &RebuildArguments) -> Result<(), Failure> {
+    let config = read_config(&arguments.config)?;
+    let made = copies::rebuild(&config.state, &arguments.from, arguments.key.as_deref()).await?;
+    let mut out = std::io::stdout().lock();
+    let lost = &made.imported.secrets_lost;
+    let written = if arguments.json {
+        let said = serde_json::json!({
+            "copy": made.copy, "created_ms": made.imported.created_ms, "secrets_lost": lost,
+            "authority": made.authority, "sessions_ended": made.sessions_ended,
+        });
+        writeln!(out, "{said}")
+    } else {
+        let mut text = format!("rebuilt from {}", made.copy.display());
+        let movers = match made.authority {
+            true => "movers come by themselves once gantryd runs under its old name and ports",
+            false => "the authority is lost: enrol every mover anew (gantry mover invite)",
+        };
+        text += &format!("\n{movers}");
+        if made.sessions_ended > 0 {
+            text += &format!("\n{} sessions were not over; they have failed", made.sessions_ended);
+        }
+        lost.iter().for_each(|secret| text += &format!("\nset again: {secret}"));
+        writeln!(out, "{text}")
+    };
+    written.map_err(|error| failed(FailureKind::Internal, error))
 }
 
 async fn keep_certificate(started: Started) {

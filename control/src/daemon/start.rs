@@ -21,7 +21,7 @@ use super::live::Live;
 use super::registry::DatabaseRegistry;
 use super::traffic::Traffic;
 use super::vcenters::VCenters;
-use super::{Parts, calendar, maintenance, restore, traffic};
+use super::{Parts, calendar, copies, maintenance, restore, traffic};
 use crate::authority::Authority;
 use crate::fleet::Fleet;
 use crate::fleet::enrolment::{Addresses, Enrolment};
@@ -105,6 +105,8 @@ pub async fn start(options: &StartOptions) -> Result<Started, Failure> {
     // Before anything is sent: the rules hold from the first byte.
     parts.traffic.refresh(&parts.database).await?;
     tokio::spawn(traffic::keep(parts.clone()));
+    copies::seal_authority(&parts.database, state).await?;
+    tokio::spawn(copies::keep(parts.clone()));
     go_on(&parts).await?;
     tokio::spawn(look_after(parts.clone()));
     Ok(Started { parts, authority, enrolment: Arc::new(enrolment) })

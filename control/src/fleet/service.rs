@@ -30,6 +30,10 @@ mod questions;
 /// Between two looks at the clock.
 const TICK: Duration = Duration::from_secs(1);
 
+/// When it stops: between two looks whether the connections have ended, and how many.
+const CLOSE_LOOK_EVERY: Duration = Duration::from_millis(50);
+const CLOSE_LOOKS: u32 = 20;
+
 /// Every mover under gantryd. Clones are the same fleet; it ends with the last of them and of its
 /// [`TaskHandle`]s.
 #[derive(Clone)]
@@ -186,6 +190,26 @@ impl Fleet {
     /// The registry has revoked a mover: its connection and its tasks end now.
     pub fn revoke(&self, mover: PeerId) {
         self.shared.change(|state, now_ms| state.revoke(mover, now_ms));
+    }
+
+    /// Ends every connection, because gantryd stops: movers go on with their tasks and dial again soon,
+    /// instead of after a long silence.
+    pub async fn close(&self) {
+        {
+            let mut core = self.shared.core();
+            let links: Vec<LinkId> = core.outboxes.keys().copied().collect();
+            for link in links {
+                core.close(link, CloseReason::Failed("gantryd stops".into()));
+            }
+        }
+        for _ in 0..CLOSE_LOOKS {
+            tokio::time::sleep(CLOSE_LOOK_EVERY).await;
+            if self.shared.core().state.connected_movers().is_empty() {
+                break;
+            }
+        }
+        // What QUIC has to say of it is on its way.
+        tokio::time::sleep(CLOSE_LOOK_EVERY).await;
     }
 
     /// The owner of a task has dropped its handle.

@@ -13,7 +13,7 @@ use gantry_common::wire::PointSummary;
 use tokio::sync::mpsc;
 
 use super::{Agent, facts};
-use crate::repository::{Repository, off_this_thread};
+use crate::repository::{Repository, copies, off_this_thread};
 use crate::store::admin;
 
 /// Questions at a time.
@@ -81,6 +81,13 @@ impl Agent {
                 let reader = self.repository()?.reader().clone();
                 let show = move || admin::show(&reader, &name, Some(point)).map_err(Failure::from);
                 whole(Answer::VmConfig(off_this_thread(show).await?.vm_config))
+            }
+            Question::KeepCopy { created_ms, bytes } => {
+                self.repository()?;
+                let served = self.facts.repository.as_ref();
+                let folder = served.map(|served| served.path.clone()).unwrap_or_default();
+                off_this_thread(move || copies::keep(&folder, created_ms, &bytes)).await?;
+                whole(Answer::CopyKept)
             }
             Question::Manage(request) => {
                 let report = self.repository()?.manage_for("gantryd", request).await?;

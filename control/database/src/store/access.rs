@@ -80,6 +80,7 @@ impl Database {
         .execute(&self.inner.writer)
         .await
         .map_err(|error| taken(error, "token", &record.name))?;
+        self.changed();
         Ok(())
     }
 
@@ -126,6 +127,7 @@ impl Database {
             .bind(id.to_string())
             .execute(&self.inner.writer)
             .await?;
+        self.changed();
         (done.rows_affected() > 0).then_some(()).ok_or_else(|| missing("token", id))
     }
 
@@ -157,7 +159,9 @@ impl Database {
         .execute(&mut *transaction)
         .await
         .map_err(|error| taken(error, "enrolment for", &record.mover))?;
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        self.changed();
+        Ok(())
     }
 
     /// Enrolments that are kept, used ones too, by mover.
@@ -182,6 +186,7 @@ impl Database {
             .bind(mover)
             .execute(&self.inner.writer)
             .await?;
+        self.changed();
         (done.rows_affected() > 0).then_some(()).ok_or_else(|| missing("enrolment", mover))
     }
 
@@ -221,6 +226,7 @@ impl Database {
         let record = MoverRecord { name: found.mover, role: found.role, ..record.clone() };
         insert_mover(&mut transaction, &record).await?;
         transaction.commit().await?;
+        self.changed();
         Ok(record)
     }
 
@@ -231,7 +237,9 @@ impl Database {
     pub async fn create_mover(&self, record: &MoverRecord) -> Result<(), DatabaseError> {
         let mut transaction = self.inner.writer.begin().await?;
         insert_mover(&mut transaction, record).await?;
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        self.changed();
+        Ok(())
     }
 
     /// Every mover, revoked ones too, by name.
@@ -276,6 +284,7 @@ impl Database {
         .execute(&self.inner.writer)
         .await
         .map_err(|error| taken(error, "mover", &record.name))?;
+        self.changed();
         (done.rows_affected() > 0).then_some(()).ok_or_else(|| missing("mover", record.pin))
     }
 }

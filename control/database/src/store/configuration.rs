@@ -57,7 +57,9 @@ impl Database {
         for (slot, secret) in secrets {
             sealed::put(&mut transaction, &keys.current, slot, secret).await?;
         }
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        self.changed();
+        Ok(())
     }
 
     /// The record with this id.
@@ -135,6 +137,7 @@ impl Database {
             .await?;
         link(&mut transaction, value).await?;
         transaction.commit().await?;
+        self.changed();
         Ok(expected + 1)
     }
 
@@ -165,7 +168,9 @@ impl Database {
         ] {
             sqlx::query(sql).bind(T::KIND).bind(&id).execute(&mut *transaction).await?;
         }
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        self.changed();
+        Ok(())
     }
 
     /// Keeps a setting, or replaces it.
@@ -182,6 +187,7 @@ impl Database {
         .bind(document(&setting.value)?)
         .execute(&self.inner.writer)
         .await?;
+        self.changed();
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -41,7 +42,8 @@ impl Database {
         let keys = key_file::open(folder, &writer).await?;
         let readers = connect(&path, READERS).await?;
         let (folder, keys) = (folder.to_owned(), RwLock::new(keys));
-        let inner = Inner { folder, writer, readers, keys, _lock: lock };
+        let changes = AtomicU64::new(0);
+        let inner = Inner { folder, writer, readers, keys, changes, _lock: lock };
         let database = Database { inner: Arc::new(inner) };
         database.finish_rekey().await?;
         Ok(database)

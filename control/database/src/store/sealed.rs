@@ -63,7 +63,9 @@ impl Database {
         let keys = self.keys();
         let mut transaction = self.inner.writer.begin().await?;
         put(&mut transaction, &keys.current, slot, value).await?;
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        self.changed();
+        Ok(())
     }
 
     /// The secret at a place; nothing if none was set.
@@ -100,6 +102,7 @@ impl Database {
         .bind(field)
         .execute(&self.inner.writer)
         .await?;
+        self.changed();
         Ok(done.rows_affected() > 0)
     }
 
@@ -136,6 +139,7 @@ impl Database {
             write(&mut transaction, &keys.current, &place, &value).await?;
         }
         transaction.commit().await?;
+        self.changed();
         let keys = Keys { current: keys.current, older: None };
         key_file::write(&self.inner.folder, &keys)?;
         self.set_keys(keys);

@@ -69,6 +69,27 @@ impl Fleet {
         }
     }
 
+    /// Has a repository keep a copy of gantryd's database.
+    ///
+    /// # Errors
+    /// As [`Fleet::points`], or it is too large.
+    pub async fn keep_copy(
+        &self,
+        mover: PeerId,
+        created_ms: u64,
+        bytes: Vec<u8>,
+    ) -> Result<(), Failure> {
+        if bytes.len() > common_limits::COPY_BYTES_MAX {
+            let (found, max) = (bytes.len(), common_limits::COPY_BYTES_MAX);
+            let text = format!("a copy of {found} bytes; a repository keeps at most {max}");
+            return Err(Failure::new(FailureKind::Usage, text));
+        }
+        match self.ask(mover, Question::KeepCopy { created_ms, bytes }).await? {
+            Answer::CopyKept => Ok(()),
+            _ => Err(other_answer()),
+        }
+    }
+
     /// What a mover is and can do, now.
     ///
     /// # Errors

@@ -140,6 +140,7 @@ impl Pending {
             (Ok(answer @ Answer::VmConfig(_)), Question::VmConfig { .. })
             | (Ok(answer @ Answer::Manage(_)), Question::Manage(_))
             | (Ok(answer @ Answer::Facts(_)), Question::Facts)
+            | (Ok(answer @ Answer::CopyKept), Question::KeepCopy { .. })
                 if !more =>
             {
                 Some(Ok(answer))
