@@ -129,6 +129,13 @@ impl Running {
         self.child.wait().expect("a child can be reaped");
     }
 
+    /// Halts it, or lets it go on.
+    pub fn halt(&self, halt: bool) {
+        use rustix::process::{Pid, Signal, kill_process};
+        let signal = if halt { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(&self.child), signal).expect("it is ours");
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&self) {
         let id = rustix::process::Pid::from_child(&self.child);

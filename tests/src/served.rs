@@ -52,10 +52,22 @@ impl Daemon {
     }
 }
 
+/// A vCenter, as gantryd is told of it.
+pub struct Reached {
+    /// `https://HOST:PORT`.
+    pub url: String,
+    /// The user.
+    pub user: &'static str,
+    /// Her password.
+    pub password: &'static str,
+    /// SHA-256 of its certificate.
+    pub thumbprint: String,
+}
+
 /// gantryd with its movers and a job.
 pub struct Served<'a> {
-    /// vSphere.
-    pub sphere: &'a Sphere,
+    /// Everything is in this folder.
+    pub folder: &'a Path,
     /// gantryd.
     pub daemon: Daemon,
     /// Its client, with the first administrator's token.
@@ -84,13 +96,24 @@ fn text(value: &Value) -> String {
 }
 
 impl Served<'_> {
-    /// Everything, from nothing; the job takes these machines.
+    /// Everything, from nothing, for gantry-sim; the job takes these machines.
     pub async fn new<'a>(sphere: &'a Sphere, machines: &[&str]) -> Served<'a> {
-        let daemon = Daemon::start(sphere.scratch.path(), None);
-        let client = Client::new(&login(sphere.scratch.path(), &daemon)).expect("a client");
+        let vcenter = Reached {
+            url: format!("https://{}", sphere.sim.vcenter().expect("it listens")),
+            user: "administrator@vsphere.local",
+            password: PASSWORD,
+            thumbprint: sphere.sim.lock().endpoints[0].thumbprint_sha256.clone(),
+        };
+        Served::of(sphere.scratch.path(), &vcenter, machines).await
+    }
+
+    /// The same for any vCenter.
+    pub async fn of<'a>(folder: &'a Path, vcenter: &Reached, machines: &[&str]) -> Served<'a> {
+        let daemon = Daemon::start(folder, None);
+        let client = Client::new(&login(folder, &daemon)).expect("a client");
         let (mut movers, mut pins) = (Vec::new(), Vec::new());
         for name in ["repository-mover", "proxy-1", "proxy-2"] {
-            let (process, pin) = enrol(sphere.scratch.path(), &client, name).await;
+            let (process, pin) = enrol(folder, &client, name).await;
             movers.push(process);
             pins.push(pin);
         }
@@ -99,9 +122,8 @@ impl Served<'_> {
             .post(
                 "vcenters",
                 &json!({
-                    "name": "vcenter", "user": "administrator@vsphere.local", "password": PASSWORD,
-                    "url": format!("https://{}", sphere.sim.vcenter().expect("it listens")),
-                    "trust": { "thumbprint": sphere.sim.lock().endpoints[0].thumbprint_sha256 },
+                    "name": "vcenter", "user": vcenter.user, "password": vcenter.password,
+                    "url": vcenter.url, "trust": { "thumbprint": vcenter.thumbprint },
                 }),
             )
             .await
@@ -122,7 +144,7 @@ impl Served<'_> {
         });
         let job = client.post("jobs", &job).await.expect("a job");
         let (job, repository) = (text(&job["id"]), text(&repository["id"]));
-        Served { sphere, daemon, client, movers, job, repository }
+        Served { folder, daemon, client, movers, job, repository }
     }
 
     /// Starts the job; the session's id.
@@ -166,9 +188,8 @@ impl Served<'_> {
     pub fn start_again(&mut self) {
         let Daemon { api, control, .. } = &self.daemon;
         let (api, control) = (api.clone(), control.clone());
-        self.daemon = Daemon::start(self.sphere.scratch.path(), Some((&api, &control)));
-        self.client =
-            Client::new(&login(self.sphere.scratch.path(), &self.daemon)).expect("a client");
+        self.daemon = Daemon::start(self.folder, Some((&api, &control)));
+        self.client = Client::new(&login(self.folder, &self.daemon)).expect("a client");
     }
 
     /// Ends the movers, so that the repository's folder can be read.

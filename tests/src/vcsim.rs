@@ -3,6 +3,8 @@
 //! In: `golang-go` and `golang-github-vmware-govmomi-dev` (`cargo xtask test` installs them). Out: a
 //! running vcsim on 127.0.0.1, killed when dropped. It is built once into `target/vcsim`.
 
+pub mod small_disk;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -17,6 +17,7 @@ const HELD: Duration = Duration::from_secs(5);
 
 /// Ends a session that gantryd was killed in, and sees that all is as it should be; the points so far.
 async fn ends_well(
+    sphere: &Sphere,
     served: &Served<'_>,
     session: &str,
     moment: &str,
@@ -25,7 +26,7 @@ async fn ends_well(
     let record = served.end(session).await;
     let log = served.log(session).await;
     assert_ne!(record["result"], "failed", "{moment}: {record}\n{log}");
-    assert_eq!(served.sphere.sim.storage.snapshots(), [], "{moment}: snapshots are left\n{log}");
+    assert_eq!(sphere.sim.storage.snapshots(), [], "{moment}: snapshots are left\n{log}");
     let all = points(served).await;
     let new: Vec<&String> = all.difference(before).collect();
     assert_eq!(new.len(), 1, "{moment}: one machine has one new point\n{log}");
@@ -92,7 +93,7 @@ fn around_every_call_that_changes_vsphere() {
             served.daemon.process.kill_hard();
             go.send(()).ok();
             served.start_again();
-            known = ends_well(&served, &session, &format!("{moment:?}"), &known).await;
+            known = ends_well(sphere, &served, &session, &format!("{moment:?}"), &known).await;
         }
         let newest = newest(&served).await;
         served.stop_movers();
@@ -146,7 +147,7 @@ fn at_every_state_of_a_run() {
                 if met {
                     served.start_again();
                 }
-                known = ends_well(&served, &session, wanted, &known).await;
+                known = ends_well(sphere, &served, &session, wanted, &known).await;
                 if met {
                     break;
                 }

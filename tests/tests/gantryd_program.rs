@@ -78,13 +78,13 @@ async fn point_of(served: &Served<'_>, session: &str, vm: &str) -> String {
 /// The vCenter's password and the administrator's token are in no file but the one that is meant for
 /// it, in no answer, no log and no process's arguments or environment.
 async fn look_for_secrets(served: &Served<'_>, session: &str) {
-    let state = served.sphere.scratch.join("gantryd");
+    let state = served.folder.join("gantryd");
     let token = std::fs::read_to_string(state.join("admin.token")).expect("the token");
     let secrets = [PASSWORD.as_bytes(), token.trim().as_bytes()];
     let finds = |bytes: &[u8]| {
         secrets.iter().any(|secret| bytes.windows(secret.len()).any(|window| window == *secret))
     };
-    let mut folders = vec![served.sphere.scratch.path().to_owned()];
+    let mut folders = vec![served.folder.to_owned()];
     let mut looked_at = 0;
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).expect("readable").flatten() {
@@ -95,7 +95,7 @@ async fn look_for_secrets(served: &Served<'_>, session: &str) {
                 && entry.file_type().is_ok_and(|kind| kind.is_file())
             {
                 looked_at += 1;
-                let is_ours = !path.starts_with(served.sphere.scratch.join("repository"));
+                let is_ours = !path.starts_with(served.folder.join("repository"));
                 assert!(
                     !is_ours || !finds(&std::fs::read(&path).unwrap_or_default()),
                     "a secret in {}",

@@ -12,7 +12,7 @@ use gantry_tests::served::Served;
 const COPIED_WITHIN: Duration = Duration::from_secs(60);
 
 fn copies(served: &Served<'_>) -> Vec<PathBuf> {
-    let folder = served.sphere.scratch.join("repository/gantryd");
+    let folder = served.folder.join("repository/gantryd");
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     found.sort();

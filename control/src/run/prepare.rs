@@ -149,6 +149,9 @@ pub async fn prepare<S: Site>(
     instance_uuid: &str,
     full: bool,
 ) -> Result<Prepared, Failure> {
+    // Updates may be late (a session that has just ended changed a lot): here it matters.
+    let known = subject(context, instance_uuid, 0)?.vm;
+    context.broker.refresh(&known.moref).await.map_err(|error| error.failure())?;
     let subject = subject(context, instance_uuid, 0)?;
     let facts = &subject.facts;
     if let Some(obstacle) = vm_obstacle(facts) {
