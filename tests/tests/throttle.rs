@@ -103,6 +103,28 @@ async fn counts(what: &str, relays: &[&UdpRelay], (expected, off): (f64, f64)) {
     }
 }
 
+/// A tighter rule begins to hold when its window opens, and no longer holds when that closes.
+async fn window(site: &Site<'_>, whole: f64, both: &[&UdpRelay]) {
+    const HOUR_MS: u64 = 3_600_000;
+    let parts = &site.started.parts;
+    let hour = |later: u64| (parts.clock.now_ms() / HOUR_MS + later) % 24;
+    let (from, to) = (hour(2), hour(3));
+    let text = serde_json::json!({
+        "id": Id::draw(2), "name": "office hours", "targets": ["127.0.0.1/32"],
+        "rate_bytes_per_second": (whole * 0.3) as u64 * MB,
+        "windows": [{ "from": format!("{from:02}:00"), "to": format!("{to:02}:00") }],
+    });
+    let rule: TrafficRule = serde_json::from_value(text).expect("a rule");
+    parts.database.create(&rule, &[], parts.clock.now_ms()).await.expect("kept");
+    let to_next_hour = || Duration::from_millis(HOUR_MS - parts.clock.now_ms() % HOUR_MS);
+    parts.clock.advance(to_next_hour() + Duration::from_millis(HOUR_MS));
+    tokio::time::sleep(ACTS_WITHIN).await;
+    counts("two, in a window", both, (whole * 0.15, whole * 0.03)).await;
+    parts.clock.advance(to_next_hour());
+    tokio::time::sleep(ACTS_WITHIN).await;
+    counts("two, after the window", both, (whole * 0.3, whole * 0.03)).await;
+}
+
 #[test]
 fn two_jobs_under_one_rule_get_half_each_one_alone_all_and_a_change_acts_at_once() {
     let asked = std::env::var("GANTRY_RATE_MB").ok().and_then(|text| text.parse().ok());
@@ -137,6 +159,7 @@ fn two_jobs_under_one_rule_get_half_each_one_alone_all_and_a_change_acts_at_once
         parts.database.update(&rule, 1, parts.clock.now_ms()).await.expect("changed");
         tokio::time::sleep(ACTS_WITHIN).await;
         counts("two, after a change", &both, (whole * 0.3, whole * 0.03)).await;
+        window(&site, whole, &both).await;
         rule.enabled = false;
         parts.database.update(&rule, 2, parts.clock.now_ms()).await.expect("changed");
         for session in [first, second] {
