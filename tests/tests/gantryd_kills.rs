@@ -27,6 +27,8 @@ async fn ends_well(
     let log = served.log(session).await;
     assert_ne!(record["result"], "failed", "{moment}: {record}\n{log}");
     assert_eq!(sphere.sim.storage.snapshots(), [], "{moment}: snapshots are left\n{log}");
+    let attached = sphere.sim.storage.attached();
+    assert!(attached.is_empty(), "{moment}: {attached:?} are left attached\n{log}");
     let all = points(served).await;
     let new: Vec<&String> = all.difference(before).collect();
     assert_eq!(new.len(), 1, "{moment}: one machine has one new point\n{log}");
@@ -47,18 +49,26 @@ async fn points(served: &Served<'_>) -> BTreeSet<String> {
     }
 }
 
-/// The moment that is waited for: method, phase, and which of its kind.
-type Moment = (&'static str, Phase);
+/// The moment that is waited for: method, how many of its kind come before, phase.
+type Moment = (&'static str, usize, Phase);
 
 /// Tells when a moment comes, and holds the call until gantryd is dead.
-fn hold_at(sphere: &Sphere, (method, phase): Moment) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+fn hold_at(
+    sphere: &Sphere,
+    (method, before, phase): Moment,
+) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
     let (came, comes) = mpsc::channel();
     let (go, goes) = mpsc::channel();
-    let once = Mutex::new(Some(goes));
+    let once = Mutex::new((before, Some(goes)));
     let came = Arc::new(Mutex::new(came));
     sphere.sim.on_request(move |seen| {
         if (seen.method, seen.phase) == (method, phase)
-            && let Some(goes) = once.lock().expect("once").take()
+            && let Some(goes) = {
+                let mut once = once.lock().expect("once");
+                let is_it = once.0 == 0;
+                once.0 = once.0.saturating_sub(1);
+                if is_it { once.1.take() } else { None }
+            }
         {
             came.lock().expect("a channel").send(()).ok();
             goes.recv_timeout(HELD).ok();
@@ -68,36 +78,83 @@ fn hold_at(sphere: &Sphere, (method, phase): Moment) -> (mpsc::Receiver<()>, mps
     (comes, go)
 }
 
+/// Kills gantryd at these moments, a session each.
+async fn killed_at(sphere: &Sphere, served: &mut Served<'_>, moments: &[Moment]) {
+    let disk = sphere.watch("[vmfs0] idle/idle.vmdk");
+    let mut known = points(served).await;
+    for moment in moments {
+        let (comes, go) = hold_at(sphere, *moment);
+        let session = served.begin(false).await;
+        let until = Instant::now() + WITHIN;
+        while comes.try_recv().is_err() {
+            let log = served.log(&session);
+            assert!(Instant::now() < until, "{moment:?} does not come: {}", log.await);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        served.daemon.process.kill_hard();
+        go.send(()).ok();
+        served.start_again();
+        known = ends_well(sphere, served, &session, &format!("{moment:?}"), &known).await;
+    }
+    let newest = newest(served).await;
+    served.stop_movers();
+    sphere.holds_now("idle", &newest, 0, disk);
+}
+
 #[test]
 fn around_every_call_that_changes_vsphere() {
     on_runtime(51, async |sphere| {
         let mut served = Served::new(sphere, &["idle"]).await;
-        let disk = sphere.watch("[vmfs0] idle/idle.vmdk");
-        let mut known = BTreeSet::new();
-        for moment in [
-            ("CreateSnapshotEx_Task", Phase::Before),
-            ("CreateSnapshotEx_Task", Phase::Acted),
-            ("CreateSnapshotEx_Task", Phase::TaskWorked),
-            ("RemoveSnapshot_Task", Phase::Before),
-            ("RemoveSnapshot_Task", Phase::Acted),
-            ("RemoveSnapshot_Task", Phase::TaskWorked),
-        ] {
-            let (comes, go) = hold_at(sphere, moment);
-            let session = served.begin(false).await;
-            let until = Instant::now() + WITHIN;
-            while comes.try_recv().is_err() {
-                let log = served.log(&session);
-                assert!(Instant::now() < until, "{moment:?} does not come: {}", log.await);
-                tokio::time::sleep(Duration::from_millis(2)).await;
+        let moments = [
+            ("CreateSnapshotEx_Task", 0, Phase::Before),
+            ("CreateSnapshotEx_Task", 0, Phase::Acted),
+            ("CreateSnapshotEx_Task", 0, Phase::TaskWorked),
+            ("RemoveSnapshot_Task", 0, Phase::Before),
+            ("RemoveSnapshot_Task", 0, Phase::Acted),
+            ("RemoveSnapshot_Task", 0, Phase::TaskWorked),
+        ];
+        killed_at(sphere, &mut served, &moments).await;
+    });
+}
+
+/// The disk is attached to a proxy's machine, read there, and detached.
+#[test]
+fn around_attaching_and_detaching_a_disk() {
+    on_runtime(53, async |sphere| {
+        let mut served = Served::new(sphere, &["idle"]).await;
+        let machine = |state: &gantry_sim::sim::State| {
+            let mut machines = state.site.machines.values();
+            machines
+                .find(|machine| machine.name == "proxy")
+                .expect("it is there")
+                .instance_uuid
+                .clone()
+        };
+        let uuid = machine(&sphere.sim.lock());
+        let proxies = served.client.get("proxies").await.expect("asked");
+        for (number, stored) in proxies["items"].as_array().expect("a list").iter().enumerate() {
+            let mut record = stored.clone();
+            match number {
+                0 => {
+                    record["vm_instance_uuid"] = uuid.to_string().into();
+                    record["device_folder"] = sphere.devices("proxy").display().to_string().into();
+                    record["modes"] = serde_json::json!(["hotadd"]);
+                }
+                _ => record["enabled"] = false.into(),
             }
-            served.daemon.process.kill_hard();
-            go.send(()).ok();
-            served.start_again();
-            known = ends_well(sphere, &served, &session, &format!("{moment:?}"), &known).await;
+            let path = format!("proxies/{}", record["id"].as_str().expect("an id"));
+            let put = served.client.call(gantry_http::Method::PUT, &path, Some(&record)).await;
+            put.expect("changed");
         }
-        let newest = newest(&served).await;
-        served.stop_movers();
-        sphere.holds_now("idle", &newest, 0, disk);
+        let moments = [
+            ("ReconfigVM_Task", 0, Phase::Before),
+            ("ReconfigVM_Task", 0, Phase::Acted),
+            ("ReconfigVM_Task", 0, Phase::TaskWorked),
+            ("ReconfigVM_Task", 1, Phase::Before),
+            ("ReconfigVM_Task", 1, Phase::Acted),
+            ("ReconfigVM_Task", 1, Phase::TaskWorked),
+        ];
+        killed_at(sphere, &mut served, &moments).await;
     });
 }
 
