@@ -43,3 +43,18 @@ pub(crate) fn label(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..end]);
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
+
+/// Big-endian.
+pub(crate) fn be32(bytes: &[u8], offset: usize) -> Result<u32, Refused> {
+    at(bytes, offset).map(u32::from_be_bytes)
+}
+
+/// Big-endian.
+pub(crate) fn be16(bytes: &[u8], offset: usize) -> Result<u16, Refused> {
+    at(bytes, offset).map(u16::from_be_bytes)
+}
+
+/// CRC-32C as file systems chain it: from any start, without inversion.
+pub(crate) fn crc32c_from(start: u32, bytes: &[u8]) -> u32 {
+    !crc32c::crc32c_append(!start, bytes)
+}

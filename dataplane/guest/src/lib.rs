@@ -14,6 +14,7 @@ pub mod partitions;
 pub mod lvm;
 pub mod signatures;
 pub mod swap;
+pub mod ext4;
 pub mod volumes;
 pub mod limits;
 pub mod volume;

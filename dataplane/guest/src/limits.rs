@@ -30,3 +30,19 @@ pub const LVM_TEXT_BYTES_MAX: u64 = 16 << 20;
 pub const LVM_NODES_MAX: usize = 1 << 20;
 /// Nesting of its sections and lists.
 pub const LVM_DEPTH_MAX: usize = 12;
+/// Block groups of one ext4: 128 TiB at blocks of 4 KiB.
+pub const EXT4_GROUPS_MAX: u64 = 1 << 20;
+/// Blocks that one journal may name: 4 GiB of log at blocks of 4 KiB.
+pub const EXT4_JOURNAL_TAGS_MAX: usize = 1 << 20;
+/// Nodes of one file's map of blocks.
+pub const EXT4_MAP_NODES_MAX: usize = 1 << 16;
+/// Ranges of one file's map of blocks that are held at once.
+pub const EXT4_FILE_RUNS_MAX: usize = 1 << 20;
+/// Bytes of one directory.
+pub const EXT4_DIRECTORY_BYTES_MAX: u64 = 256 << 20;
+/// Directories of one file system that are walked.
+pub const DIRECTORIES_MAX: usize = 4 << 20;
+/// Bytes of a path within a volume.
+pub const PATH_BYTES_MAX: usize = 4096;
+/// Files whose content is compared with what a filter names.
+pub const SAMPLED_FILES: usize = 256;

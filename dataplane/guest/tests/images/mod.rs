@@ -5,6 +5,8 @@
 
 #![allow(dead_code)]
 
+pub mod ext4;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
