@@ -25,6 +25,21 @@ pub(crate) fn le64(bytes: &[u8], offset: usize) -> Result<u64, Refused> {
     at(bytes, offset).map(u64::from_le_bytes)
 }
 
+/// Big-endian.
+pub(crate) fn be16(bytes: &[u8], offset: usize) -> Result<u16, Refused> {
+    at(bytes, offset).map(u16::from_be_bytes)
+}
+
+/// Big-endian.
+pub(crate) fn be32(bytes: &[u8], offset: usize) -> Result<u32, Refused> {
+    at(bytes, offset).map(u32::from_be_bytes)
+}
+
+/// Big-endian.
+pub(crate) fn be64(bytes: &[u8], offset: usize) -> Result<u64, Refused> {
+    at(bytes, offset).map(u64::from_be_bytes)
+}
+
 /// Sixteen bytes as a UUID is written, in the order in which they stand.
 pub(crate) fn uuid(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(36);
@@ -42,16 +57,6 @@ pub(crate) fn label(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     let text = String::from_utf8_lossy(&bytes[..end]);
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-/// Big-endian.
-pub(crate) fn be32(bytes: &[u8], offset: usize) -> Result<u32, Refused> {
-    at(bytes, offset).map(u32::from_be_bytes)
-}
-
-/// Big-endian.
-pub(crate) fn be16(bytes: &[u8], offset: usize) -> Result<u16, Refused> {
-    at(bytes, offset).map(u16::from_be_bytes)
 }
 
 /// CRC-32C as file systems chain it: from any start, without inversion.

@@ -128,7 +128,7 @@ impl<'a> Ext4<'a> {
     fn samples(&self, seed: u64, give: &mut dyn FnMut(Extent)) -> Result<(), Refused> {
         let superblock = &self.image.superblock;
         let mut state = seed;
-        for _ in 0..limits::SAMPLED_FILES {
+        for _ in 0..limits::SAMPLED_FILES_MAX {
             let group = (random(&mut state) % self.groups.len() as u64) as usize;
             if self.groups[group].inodes_unset {
                 continue;

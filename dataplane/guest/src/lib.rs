@@ -15,6 +15,7 @@ pub mod lvm;
 pub mod signatures;
 pub mod swap;
 pub mod ext4;
+pub mod xfs;
 pub mod volumes;
 pub mod limits;
 pub mod volume;

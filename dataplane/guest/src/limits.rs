@@ -36,13 +36,23 @@ pub const EXT4_GROUPS_MAX: u64 = 1 << 20;
 pub const EXT4_JOURNAL_TAGS_MAX: usize = 1 << 20;
 /// Nodes of one file's map of blocks.
 pub const EXT4_MAP_NODES_MAX: usize = 1 << 16;
-/// Ranges of one file's map of blocks that are held at once.
-pub const EXT4_FILE_RUNS_MAX: usize = 1 << 20;
 /// Bytes of one directory.
 pub const EXT4_DIRECTORY_BYTES_MAX: u64 = 256 << 20;
-/// Directories of one file system that are walked.
-pub const DIRECTORIES_MAX: usize = 4 << 20;
-/// Bytes of a path within a volume.
+/// Records of an XFS journal, from tail to head, that are looked into.
+pub const XFS_LOG_SCAN_BYTES_MAX: u64 = 1 << 20;
+/// Blocks of 512 bytes of an XFS journal; the format allows 2 GiB.
+pub const XFS_LOG_BLOCKS_MAX: u64 = 4 << 20;
+/// Levels of a tree of XFS; the format allows no more.
+pub const XFS_TREE_LEVELS_MAX: u32 = 12;
+/// Folders that are walked, or wait for it, when files are looked for by mask.
+pub const FOLDERS_MAX: usize = 2 << 20;
+/// Separate ranges of one file.
+pub const FILE_RANGES_MAX: usize = 1 << 20;
+/// Files with several names that masks exclude.
+pub const LINKED_FILES_MAX: usize = 1 << 18;
+/// Bytes of a file's path within its volume; a longer one is not looked at.
 pub const PATH_BYTES_MAX: usize = 4096;
-/// Files whose content is compared with what a filter names.
-pub const SAMPLED_FILES: usize = 256;
+/// Files whose content is sampled as certainly in use.
+pub const SAMPLED_FILES_MAX: usize = 512;
+/// Ranges of one sampled file.
+pub const SAMPLED_RANGES_MAX: usize = 1 << 16;

@@ -192,10 +192,11 @@ pub fn open_file_system<'a>(
     volume: &'a dyn Disk,
     snapshot: SnapshotKind,
 ) -> Result<Box<dyn GuestFs + 'a>, Refused> {
-    // ext4 says itself whether it was frozen; the hypervisor's word adds nothing.
+    // ext4 and XFS show by themselves whether they were frozen; the hypervisor's word adds nothing.
     let _ = snapshot;
     match kind {
         VolumeKind::Ext4 => Ok(Box::new(Ext4::open(volume)?)),
+        VolumeKind::Xfs => crate::xfs::open(volume),
         kind => Err(Refused::new(format!("there is no filter for {}", kind.name()))),
     }
 }

@@ -225,7 +225,7 @@ impl Ext4<'_> {
             if !walk.seen.insert(entry.inode) {
                 return Err(Refused::new(format!("the folder {path} has two places")));
             }
-            if walk.seen.len() > limits::DIRECTORIES_MAX {
+            if walk.seen.len() > limits::FOLDERS_MAX {
                 return Err(Refused::new("it has too many folders"));
             }
             walk.pending.push((entry.inode, path));

@@ -157,7 +157,7 @@ impl Inode {
     pub(super) fn all_runs(&self, image: &Image) -> Result<Vec<Run>, Refused> {
         let mut runs = Vec::new();
         self.runs(image, &mut |run| {
-            if runs.len() >= limits::EXT4_FILE_RUNS_MAX {
+            if runs.len() >= limits::FILE_RANGES_MAX {
                 return Err(Refused::new(format!("inode {} has too many extents", self.number)));
             }
             runs.push(run);

@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 
 pub mod ext4;
+pub mod judge;
 
 use std::fs::File;
 use std::io;
