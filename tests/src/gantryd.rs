@@ -53,6 +53,7 @@ pub fn options(sphere: &Sphere, port: u16) -> StartOptions {
         control: std::net::SocketAddr::from(([127, 0, 0, 1], port)),
         names: vec!["127.0.0.1".into()],
         url: "https://127.0.0.1:1".into(),
+        proxy_back_within: Duration::from_secs(5),
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::PeerId;
@@ -80,6 +81,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Has the calendar look at once, as after a job was changed.
     pub calendar: Arc<Notify>,
+    /// How long a restore waits for a proxy that is gone.
+    pub proxy_back_within: Duration,
     /// A session of a job begins: one at a time.
     starting: Arc<tokio::sync::Mutex<()>>,
     known: Arc<RwLock<Known>>,

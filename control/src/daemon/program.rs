@@ -27,6 +27,7 @@ use tokio::sync::watch;
 
 use super::backend::Gantryd;
 use super::copies;
+use super::restore::PROXY_BACK_WITHIN;
 use super::start::{StartOptions, Started, private_folder, start};
 use crate::durable_file;
 use crate::run::{failed, now_ms};
@@ -230,6 +231,7 @@ async fn service(arguments: &ServeArguments) -> Result<(), Failure> {
         control: config.control.address,
         names: config.names.clone(),
         url: format!("https://{host}:{}", api.port()),
+        proxy_back_within: PROXY_BACK_WITHIN,
     };
     let started = start(&options).await?;
     let tls = certificate(&config, &started)?;

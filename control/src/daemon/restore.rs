@@ -33,8 +33,8 @@ use crate::fleet::{TaskEvent, TaskHandle};
 use crate::run::site::Wish;
 use crate::run::{failed, now_ms};
 
-/// How long a proxy that is gone is waited for.
-const PROXY_BACK_WITHIN: Duration = Duration::from_secs(60);
+/// How long a proxy that is gone is usually waited for.
+pub const PROXY_BACK_WITHIN: Duration = Duration::from_secs(60);
 /// Between two looks whether it is there.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a stopped task may take to end.
@@ -393,7 +393,7 @@ impl Restore {
                 Some(_) => None,
                 None => gone.or(Some(now)),
             };
-            let is_over = gone.is_some_and(|since| now - since > PROXY_BACK_WITHIN)
+            let is_over = gone.is_some_and(|since| now - since > self.parts.proxy_back_within)
                 || stopped.is_some_and(|since| now - since > STOPPED_WITHIN);
             if is_over {
                 handle.stop();

@@ -50,6 +50,8 @@ pub struct StartOptions {
     pub names: Vec<String>,
     /// How its REST API is reached: `https://HOST:PORT`.
     pub url: String,
+    /// How long a restore waits for a proxy that is gone: [`restore::PROXY_BACK_WITHIN`].
+    pub proxy_back_within: Duration,
 }
 
 /// gantryd at work. Clones are the same.
@@ -96,6 +98,7 @@ pub async fn start(options: &StartOptions) -> Result<Started, Failure> {
         vcenters: VCenters::new(database, ledger, state.clone()),
         clock,
         calendar: Arc::default(),
+        proxy_back_within: options.proxy_back_within,
         starting: Arc::default(),
         known: Arc::default(),
         running: Arc::default(),
