@@ -59,6 +59,12 @@ fn from_the_log_in_to_the_restore_point() {
         let url = format!("https://{}", served.daemon.api);
         let not_yet = gantry.refused(&["job", "list"], 2);
         assert!(not_yet.contains("gantry login"), "{not_yet}");
+        let open = sphere.scratch.write("open.token", std::fs::read(&token).expect("a token"));
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(&open, readable).expect("opened");
+        let refused =
+            gantry.refused(&["login", &url, "--ca", text(&ca), "--token-file", text(&open)], 2);
+        assert!(refused.contains("chmod 600"), "{refused}");
         let login = ["login", &url, "--ca", text(&ca), "--token-file", text(&token)];
         assert!(gantry.ok(&login).contains("admin"));
 

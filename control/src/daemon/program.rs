@@ -20,6 +20,7 @@ use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::secret::Secret;
 use gantry_database::model::{Id, Role, TokenRecord};
 use gantry_database::{Database, Page};
+use gantry_transport::{read_secret, write_secret};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -171,8 +172,13 @@ impl Default for ControlConfig {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = match tracing_subscriber::EnvFilter::try_new(&arguments.log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "gantryd: --log {}: {error}", arguments.log);
+            return ExitCode::from(FailureKind::Usage.exit_code());
+        }
+    };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(&arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -261,11 +267,11 @@ fn certificate(
 ) -> Result<Arc<gantry_api::server::TlsConfig>, Failure> {
     let (chain, key) = match (&config.api.certificate, &config.api.key) {
         (Some(chain), Some(key)) => {
-            let read = |path: &PathBuf| {
-                std::fs::read_to_string(path)
-                    .map_err(|error| usage(format!("{}: {error}", path.display())))
-            };
-            (read(chain)?, Secret::new(read(key)?))
+            let chain = std::fs::read_to_string(chain)
+                .map_err(|error| usage(format!("{}: {error}", chain.display())))?;
+            let text = String::from_utf8(read_secret(key)?)
+                .map_err(|_| usage(format!("{} is no PEM", key.display())))?;
+            (chain, Secret::new(text))
         }
         _ => {
             let identity = started.authority.identity();
@@ -280,9 +286,12 @@ async fn publish(state: &Path, started: &Started) -> Result<(), Failure> {
     let path = state.join("ca.pem");
     let written = durable_file::replace(&path, started.authority.certificate_pem().as_bytes());
     written.map_err(|error| usage(format!("{}: {error}", path.display())))?;
+    tracing::info!("clients trust {} (gantry login --ca)", path.display());
     let database = &started.parts.database;
     if database.tokens(&Page::first(1)).await?.is_empty() {
         let path = state.join("admin.token");
+        // Of a token that is no more.
+        let _ = std::fs::remove_file(&path);
         keep_token(database, "first administrator", Role::Admin, &path).await?;
         tracing::warn!(
             "the first administrator's token is in {}: log in with it (gantry login), make tokens \
@@ -293,7 +302,8 @@ async fn publish(state: &Path, started: &Started) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Draws a token, writes it to a file that nobody else can read, then keeps its digest.
+/// Draws a token, writes it to a new file that nobody else can read, then keeps its digest; neither
+/// without the other.
 async fn keep_token(
     database: &Database,
     name: &str,
@@ -313,17 +323,17 @@ async fn keep_token(
         expires_ms: None,
         last_used_ms: None,
     };
-    let written = durable_file::replace(path, format!("{}\n", text.reveal()).as_bytes());
-    written.map_err(|error| usage(format!("{}: {error}", path.display())))?;
-    Ok(database.create_token(&record).await?)
+    write_secret(path, format!("{}\n", text.reveal()).as_bytes())?;
+    let kept = database.create_token(&record).await;
+    if kept.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(kept?)
 }
 
 async fn make_token(arguments: &TokenArguments) -> Result<(), Failure> {
     let config = read_config(&arguments.config)?;
     private_folder(&config.state)?;
-    if arguments.output.exists() {
-        return Err(usage(format!("{} exists: give a new file", arguments.output.display())));
-    }
     let database = Database::open(&config.state.join("database")).await?;
     keep_token(&database, &arguments.name, arguments.role.into(), &arguments.output).await
 }

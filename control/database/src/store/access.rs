@@ -7,7 +7,7 @@ use sqlx::SqliteConnection;
 use super::rows::{number, parsed, taken, unsigned, unword, word};
 use super::{Database, Page};
 use crate::error::DatabaseError;
-use crate::model::{EnrolmentRecord, Id, MoverRecord, TokenRecord};
+use crate::model::{EnrolmentRecord, Id, MoverRecord, Role, TokenRecord};
 
 type TokenRow = (String, String, String, String, i64, Option<i64>, Option<i64>);
 type MoverRow = (String, String, String, i64, Option<i64>, i64);
@@ -118,17 +118,30 @@ impl Database {
         Ok(())
     }
 
-    /// Deletes a token: it lets nobody in from now on.
+    /// Deletes a token: it lets nobody in from now on. The last administrator's that holds at `now_ms`
+    /// stays, also if two are deleted at the same instant: false.
     ///
     /// # Errors
     /// [`DatabaseError::NotFound`].
-    pub async fn delete_token(&self, id: Id) -> Result<(), DatabaseError> {
-        let done = sqlx::query("DELETE FROM tokens WHERE id = $1")
+    pub async fn delete_token(&self, id: Id, now_ms: u64) -> Result<bool, DatabaseError> {
+        let done = sqlx::query(
+            "DELETE FROM tokens WHERE id = $1 AND (role <> $2 OR EXISTS (SELECT 1 FROM tokens o \
+             WHERE o.id <> $1 AND o.role = $2 AND (o.expires_ms IS NULL OR o.expires_ms > $3)))",
+        )
+        .bind(id.to_string())
+        .bind(word(&Role::Admin)?)
+        .bind(number(now_ms))
+        .execute(&self.inner.writer)
+        .await?;
+        if done.rows_affected() > 0 {
+            self.changed();
+            return Ok(true);
+        }
+        let known: Option<(String,)> = sqlx::query_as("SELECT id FROM tokens WHERE id = $1")
             .bind(id.to_string())
-            .execute(&self.inner.writer)
+            .fetch_optional(&self.inner.writer)
             .await?;
-        self.changed();
-        (done.rows_affected() > 0).then_some(()).ok_or_else(|| missing("token", id))
+        known.map(|_| false).ok_or_else(|| missing("token", id))
     }
 
     /// Keeps a new enrolment; those that ended more than a day before `now_ms` go.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use gantry_common::failure::Failure;
+use gantry_common::secret::Secret;
 use serde_json::Value;
 
 use super::{say_json, usage};
@@ -20,6 +21,9 @@ mod table;
 
 pub(super) use other::{completion, login, manual, restore};
 use records::Kind;
+
+/// Bytes of a file or of standard input that are taken.
+const INPUT_BYTES_MAX: u64 = 4 << 20;
 
 /// What every command over the API takes.
 #[derive(Debug, Clone, Args)]
@@ -495,11 +499,31 @@ fn show(asked: &Asked, answer: &Value, columns: &[table::Column]) -> Result<(), 
     Ok(())
 }
 
-/// A text that was given in a file, or on standard input as '-'; without the line's end.
+/// A text that was given in a file, or on standard input as '-'.
 fn read_text(path: &std::path::Path) -> Result<String, Failure> {
-    let read = match path.as_os_str() == "-" {
-        true => std::io::read_to_string(std::io::stdin()),
-        false => std::fs::read_to_string(path),
+    use std::io::Read as _;
+    let mut text = String::new();
+    let take = |from: &mut dyn std::io::Read, text: &mut String| {
+        from.take(INPUT_BYTES_MAX + 1).read_to_string(text).map(drop)
     };
-    read.map_err(|error| usage(format!("{}: {error}", path.display())))
+    let read = match path.as_os_str() == "-" {
+        true => take(&mut std::io::stdin().lock(), &mut text),
+        false => std::fs::File::open(path).and_then(|mut file| take(&mut file, &mut text)),
+    };
+    read.map_err(|error| usage(format!("{}: {error}", path.display())))?;
+    match text.len() as u64 {
+        ..=INPUT_BYTES_MAX => Ok(text),
+        _ => Err(usage(format!("{}: more than {INPUT_BYTES_MAX} bytes", path.display()))),
+    }
+}
+
+/// A password or token from a file that nobody else can read, or from standard input as '-'; without
+/// the line's end.
+fn read_secret(path: &std::path::Path) -> Result<Secret, Failure> {
+    let text = match path.as_os_str() == "-" {
+        true => read_text(path)?,
+        false => String::from_utf8(gantry_transport::read_secret(path)?)
+            .map_err(|_| usage(format!("{} is no text", path.display())))?,
+    };
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
 }

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use clap::CommandFactory as _;
 use gantry_common::failure::{Failure, FailureKind};
-use gantry_common::secret::Secret;
 use gantry_http::Method;
 use serde_json::{Value, json};
 
@@ -15,8 +14,8 @@ use super::sessions::{MACHINES, SESSIONS, follow};
 use super::table::{Column, Show};
 use super::{
     ConfigCommand, LoginArguments, MoverCommand, MoverRole, PointArguments, PointCommand,
-    RepositoryCommand, RestoreCommand, TokenCommand, TokenRole, VcenterMore, login_path, read_text,
-    show, usage,
+    RepositoryCommand, RestoreCommand, TokenCommand, TokenRole, VcenterMore, login_path,
+    read_secret, read_text, show, usage,
 };
 use crate::cli::{say, say_json};
 use crate::client::{Client, Login};
@@ -58,7 +57,7 @@ const SPACE: &[Column] =
 
 /// `gantry login`: only what works is kept.
 pub(in crate::cli) async fn login(arguments: &LoginArguments) -> Result<(), Failure> {
-    let token = Secret::new(read_text(&arguments.token_file)?.trim());
+    let token = read_secret(&arguments.token_file)?;
     let login = Login { url: arguments.url.clone(), ca: read_text(&arguments.ca)?, token };
     let about = Client::new(&login)?.get("about").await?;
     let file = login_path(arguments.login.clone())?;

@@ -8,7 +8,7 @@ use gantry_http::Method;
 use serde_json::{Map, Value};
 
 use super::table::{Column, Show};
-use super::{Asked, Fields, RecordCommand, read_text, show, usage};
+use super::{Asked, Fields, RecordCommand, read_secret, read_text, show, usage};
 use crate::client::Client;
 
 /// A kind of record.
@@ -165,7 +165,7 @@ async fn fill(
         fill_mover(client, kind, &mut record).await?;
     }
     if let Some(file) = &fields.password_file {
-        record["password"] = read_text(file)?.trim_end_matches(['\r', '\n']).into();
+        record["password"] = read_secret(file)?.reveal().into();
     }
     Ok(record)
 }

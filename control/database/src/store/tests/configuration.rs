@@ -108,6 +108,30 @@ async fn enrolments_are_spent_once_whoever_comes_first() {
 }
 
 #[tokio::test]
+async fn of_two_administrators_who_delete_each_other_s_token_one_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = open(dir.path()).await;
+    let token = |name: &str, expires_ms| TokenRecord {
+        id: Id::draw(NOW),
+        name: name.to_owned(),
+        role: Role::Admin,
+        hash: name.repeat(64),
+        created_ms: NOW,
+        expires_ms,
+        last_used_ms: None,
+    };
+    let [one, other, ended] = [token("a", None), token("b", None), token("c", Some(NOW))];
+    for token in [&one, &other, &ended] {
+        database.create_token(token).await.unwrap();
+    }
+    let gone =
+        tokio::join!(database.delete_token(one.id, NOW), database.delete_token(other.id, NOW));
+    assert_ne!(gone.0.unwrap(), gone.1.unwrap(), "exactly one goes");
+    assert!(database.delete_token(ended.id, NOW).await.unwrap(), "it lets nobody in any more");
+    assert_eq!(database.tokens(&Page::first(5)).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn tokens_and_settings_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(dir.path()).await;
@@ -129,9 +153,9 @@ async fn tokens_and_settings_are_kept() {
     assert_eq!((found.last_used_ms, found.role), (Some(NOW + 7), Role::Operator));
     assert!(found.is_valid_at(NOW) && !found.is_valid_at(NOW + 1));
     assert_eq!(database.tokens(&Page::first(5)).await.unwrap().len(), 1);
-    database.delete_token(token.id).await.unwrap();
+    assert!(database.delete_token(token.id, NOW).await.unwrap());
     assert_eq!(database.token_by_hash(&token.hash).await.unwrap(), None);
-    assert!(database.delete_token(token.id).await.is_err());
+    assert!(database.delete_token(token.id, NOW).await.is_err());
     let (name, value) = (Setting::SESSION_DAYS.to_owned(), json!(0));
     let mut setting = Setting { name, value };
     assert!(database.set_setting(&setting).await.is_err());
