@@ -235,3 +235,24 @@ fn doubtful_file_systems_are_refused_with_the_reason() {
         assert!(refused.why.contains(why), "{options:?} {commands:?}: {refused}");
     }
 }
+
+/// Until the union rule is proven on snapshots of live load, nothing is filtered.
+#[test]
+fn a_journal_that_is_to_be_replayed_turns_every_filter_off() {
+    if !can(false, &TOOLS) {
+        return;
+    }
+    with_image(KINDS[0], |path, _| {
+        run("debugfs", &["-w", "-R", "feature needs_recovery", path.to_str().unwrap()]);
+        let image = Image::open(path);
+        let system = open_file_system(VolumeKind::Ext4, &image, SnapshotKind::Crash).unwrap();
+        assert_eq!(system.consistency(), Consistency::Replayable);
+        let free = system.free(&mut |range| panic!("{range:?} is given"));
+        let mut given = |found: gantry_guest::FileRange| panic!("{found:?} is given");
+        let swap = system.system_files(&mut given, &mut |_, _| {});
+        let excluded = system.excluded_files(&Mkv, &mut given, &mut |_, _| {});
+        for refused in [free, swap, excluded] {
+            assert!(refused.unwrap_err().why.contains("not replayed"));
+        }
+    });
+}
