@@ -234,8 +234,18 @@ impl Client {
     }
 }
 
+/// Why nothing was answered. A server that is not trusted is refused for good: whoever follows a stream
+/// does not try it again.
 fn unreached(error: HttpError) -> Failure {
-    failed(FailureKind::Network, format!("{error}; is gantryd running there?"))
+    match error {
+        HttpError::UntrustedCertificate { .. } | HttpError::Tls { .. } => {
+            let next = "gantryd's certificate is signed by the authority in STATE/ca.pem on its host, \
+                        unless [api] names another: fetch that file, and log in with it (gantry \
+                        login --ca)";
+            failed(FailureKind::Refused, format!("{error}; {next}"))
+        }
+        error => failed(FailureKind::Network, format!("{error}; is gantryd running there?")),
+    }
 }
 
 #[cfg(test)]

@@ -48,6 +48,19 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path")
 }
 
+/// The certificate of an authority that has signed nothing.
+fn other_authority(path: &Path) -> PathBuf {
+    let key = path.with_extension("key");
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+        .args(["-nodes", "-subj", "/CN=another", "-days", "1"])
+        .args(["-keyout", text(&key), "-out", text(path)])
+        .output()
+        .expect("openssl runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    path.to_owned()
+}
+
 #[test]
 fn from_the_log_in_to_the_restore_point() {
     on_runtime(61, async |sphere| {
@@ -65,6 +78,10 @@ fn from_the_log_in_to_the_restore_point() {
         let refused =
             gantry.refused(&["login", &url, "--ca", text(&ca), "--token-file", text(&open)], 2);
         assert!(refused.contains("chmod 600"), "{refused}");
+        let other = other_authority(&sphere.scratch.join("other.pem"));
+        let refused =
+            gantry.refused(&["login", &url, "--ca", text(&other), "--token-file", text(&token)], 4);
+        assert!(refused.contains("--ca") && !refused.contains("running there"), "{refused}");
         let login = ["login", &url, "--ca", text(&ca), "--token-file", text(&token)];
         assert!(gantry.ok(&login).contains("admin"));
 

@@ -37,6 +37,8 @@ use crate::run::{failed, now_ms};
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Threads: it decides and tells, and moves no block.
 const WORKERS: usize = 2;
+/// How long requests and links may take to end at a stop: less than systemd's TimeoutStopSec.
+const STOPPED_WITHIN: std::time::Duration = std::time::Duration::from_secs(45);
 /// Between two looks whether gantryd's certificate soon ends.
 const RENEW_EVERY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
@@ -254,9 +256,19 @@ async fn service(arguments: &ServeArguments) -> Result<(), Failure> {
     );
     notify("STOPPING=1");
     stop.send_replace(true);
-    let _ = serving.await;
-    started.parts.events.flush().await;
-    started.parts.fleet.close().await;
+    let ending = async {
+        let _ = serving.await;
+        started.parts.events.flush().await;
+        started.parts.fleet.close().await;
+    };
+    // The database is not closed under sessions that still work: they end with the process, as in a
+    // crash, and the next start goes on with them.
+    if tokio::time::timeout(STOPPED_WITHIN, ending).await.is_err() {
+        tracing::warn!(
+            "not all requests and links ended within {} s: they are cut",
+            STOPPED_WITHIN.as_secs()
+        );
+    }
     Ok(())
 }
 

@@ -118,6 +118,17 @@ impl Database {
         Ok(())
     }
 
+    /// When a token was last used, milliseconds since 1970; nothing: never, or there is no such token.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub async fn token_last_used(&self, id: Id) -> Result<Option<u64>, DatabaseError> {
+        let query = sqlx::query_as("SELECT last_used_ms FROM tokens WHERE id = $1");
+        let found: Option<(Option<i64>,)> =
+            query.bind(id.to_string()).fetch_optional(&self.inner.readers).await?;
+        Ok(found.and_then(|(used,)| used).map(unsigned))
+    }
+
     /// Deletes a token: it lets nobody in from now on. The last administrator's that holds at `now_ms`
     /// stays, also if two are deleted at the same instant: false.
     ///

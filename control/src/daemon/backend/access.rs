@@ -89,9 +89,8 @@ impl Gantryd {
 
     pub(super) async fn note_token(&self, id: &str, now_ms: u64) {
         let Ok(id) = id.parse::<Id>() else { return };
-        let Ok(all) = self.token_records().await else { return };
-        let last = all.iter().find(|token| token.id == id).and_then(|token| token.last_used_ms);
-        if last.is_none_or(|last| last + NOTE_EVERY_MS < now_ms)
+        let Ok(last) = self.parts.database.token_last_used(id).await else { return };
+        if last.is_none_or(|last| last.saturating_add(NOTE_EVERY_MS) < now_ms)
             && let Err(error) = self.parts.database.touch_token(id, now_ms).await
         {
             tracing::warn!("the use of a token could not be written down: {error}");

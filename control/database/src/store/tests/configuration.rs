@@ -148,7 +148,10 @@ async fn tokens_and_settings_are_kept() {
     assert!(
         database.create_token(&TokenRecord { id: Id::draw(NOW), ..token.clone() }).await.is_err()
     );
+    assert_eq!(database.token_last_used(token.id).await.unwrap(), None);
     database.touch_token(token.id, NOW + 7).await.unwrap();
+    assert_eq!(database.token_last_used(token.id).await.unwrap(), Some(NOW + 7));
+    assert_eq!(database.token_last_used(Id::draw(NOW)).await.unwrap(), None);
     let found = database.token_by_hash(&token.hash).await.unwrap().unwrap();
     assert_eq!((found.last_used_ms, found.role), (Some(NOW + 7), Role::Operator));
     assert!(found.is_valid_at(NOW) && !found.is_valid_at(NOW + 1));
