@@ -2,8 +2,16 @@
 
 /// Bytes of one read at most.
 pub const READ_BYTES_MAX: usize = 1 << 20;
-/// Separate ranges that one volume's filters may name; more means that the filter is off.
-pub const RANGES_MAX: usize = 4 << 20;
+/// Ranges of one disk's mask; beyond it the smallest are copied. A manifest of 16 MiB holds the masks of
+/// forty such disks.
+pub const MASK_RANGES_MAX: usize = 32 << 10;
+/// Ranges of one volume that are held at a time while they are collected (24 bytes each); beyond it the
+/// smaller half is copied.
+pub const COLLECTED_RANGES_MAX: usize = 512 << 10;
+/// Files of one volume of which something is dropped that are named; the rest is counted.
+pub const FILTERED_FILES_MAX: usize = 4096;
+/// Files of one volume that masks exclude, but that are copied nevertheless, and are named.
+pub const FILES_LEFT_OUT_MAX: usize = 64;
 /// Ranges are rounded inwards to this many bytes.
 pub const GRAIN_BYTES: u64 = 4096;
 /// Shorter ranges are not worth a note.
