@@ -6,6 +6,7 @@
 //! [`WorkReport::Failed`]. Secrets (session cookies) are part of it, which is why it is neither an
 //! argument nor a file. Invariant: plain data, bounded by [`WORK_BYTES_MAX`].
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
@@ -172,7 +173,8 @@ impl Work {
     }
 }
 
-/// Disks of one restore point, each to a new raw image file on the mover's host.
+/// Disks of one restore point, each to a new raw image file on the mover's host, or to a new disk that
+/// is attached to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreWork {
@@ -212,9 +214,35 @@ pub struct DiskRestore {
     pub identity: String,
     /// For a person.
     pub label: String,
+    /// Where to.
+    pub to: RestoreTo,
+}
+
+/// Where a disk of a restore goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RestoreTo {
     /// Absolute path of a file that does not exist. Until all of it is there it is called
     /// [`unfinished_name`].
-    pub file: PathBuf,
+    File(PathBuf),
+    /// A disk that was made for this restore, holds nothing but zeros and what this restore has
+    /// written, and is attached to the mover's host for writing.
+    NewDevice {
+        /// Its UUID, which is part of a device's name in the folder.
+        uuid: String,
+        /// Where attached disks appear; nothing: `/dev/disk/by-id`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        folder: Option<PathBuf>,
+    },
+}
+
+impl fmt::Display for RestoreTo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RestoreTo::File(file) => write!(f, "{}", file.display()),
+            RestoreTo::NewDevice { uuid, .. } => write!(f, "the attached disk {uuid}"),
+        }
+    }
 }
 
 /// What a restored file is called until every block is in it, checked and durable.
@@ -232,12 +260,12 @@ pub struct RestoreDone {
 }
 
 /// A disk that is whole.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DiskRestored {
     /// For a person.
     pub label: String,
     /// Where it is.
-    pub file: PathBuf,
+    pub to: RestoreTo,
     /// Bytes of the disk.
     pub size_bytes: u64,
     /// Of these, written.
@@ -315,7 +343,7 @@ mod tests {
 
     #[test]
     fn both_kinds_of_work_are_read_and_nothing_else() {
-        let disk = r#"{"disk":1,"identity":"i","label":"l","file":"/r/d.raw"}"#;
+        let disk = r#"{"disk":1,"identity":"i","label":"l","to":{"file":"/r/d.raw"}}"#;
         let restore = format!(
             r#"{{"restore":{{"name":"vm","point":"00","repository":{{"address":"/r"}},"session":"11","disks":[{disk}]}}}}"#
         );
@@ -325,6 +353,14 @@ mod tests {
         assert_eq!((work.disks[0].disk, work.reconnect_seconds), (1, 300));
         let again = Work::from_json(&work.to_json().unwrap()).unwrap();
         assert_eq!(again, Work::Restore(work));
+        let attached = disk.replace(r#"{"file":"/r/d.raw"}"#, r#"{"new_device":{"uuid":"6000"}}"#);
+        let attached = Work::from_json(restore.replace(disk, &attached).as_bytes()).unwrap();
+        let Work::Restore(attached) = attached else { panic!("a restore") };
+        let to = RestoreTo::NewDevice { uuid: "6000".into(), folder: None };
+        assert_eq!(
+            (&attached.disks[0].to, to.to_string().as_str()),
+            (&to, "the attached disk 6000")
+        );
         let backup = r#"{"name":"vm","repository":{"address":"/r"},"disks":[],"snapshot":"s"}"#;
         assert!(matches!(Work::from_json(backup.as_bytes()).unwrap(), Work::Backup(_)));
         let both = format!("{},{}", &restore[..restore.len() - 1], &backup[1..]);

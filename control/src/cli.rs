@@ -74,7 +74,7 @@ enum Command {
         #[command(subcommand)]
         command: PointCommand,
     },
-    /// Restore disks of a point.
+    /// Restore a machine or disks of a point.
     Restore {
         #[command(subcommand)]
         command: RestoreCommand,

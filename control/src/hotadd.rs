@@ -1,9 +1,11 @@
-//! Hot-add: a frozen disk attached to the proxy VM, and always detached again.
+//! Hot-add: a frozen disk, or a new one that is to be filled, attached to the proxy VM, and always
+//! detached again.
 //!
-//! In: the proxy VM, the frozen disk's backing file. Out: the disk on the proxy, or gone from it.
-//! Attached as `independent_nonpersistent`: the proxy's writes, if there were any, go to a redo log
-//! that vanishes with the detaching, never to the disk. Detaching names no file operation: the files
-//! are the other VM's. Must not: detach a disk that this session did not attach.
+//! In: the proxy VM, the disk's backing file. Out: the disk on the proxy, or gone from it. A frozen disk
+//! is attached as `independent_nonpersistent`: the proxy's writes, if there were any, go to a redo log
+//! that vanishes with the detaching, never to the disk. One that a restore fills is
+//! `independent_persistent`: a snapshot of the proxy leaves it alone. Detaching names no file operation:
+//! the files are the other VM's. Must not: detach a disk that this session did not attach.
 
 use std::time::Duration;
 
@@ -13,6 +15,24 @@ use crate::limits;
 
 /// Units of a SCSI controller; 7 is its own.
 const SCSI_UNITS: [i32; 15] = [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+
+/// What an attached disk is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It is frozen, and read.
+    Read,
+    /// It is new, and filled.
+    Fill,
+}
+
+impl Purpose {
+    fn mode(self) -> &'static str {
+        match self {
+            Purpose::Read => "independent_nonpersistent",
+            Purpose::Fill => "independent_persistent",
+        }
+    }
+}
 
 /// A free place on the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,12 +105,25 @@ async fn reconfigure(
     Ok(())
 }
 
-/// Attaches the frozen disk `file` (`[datastore] folder/file.vmdk`) to the proxy. The undo must
+/// Whether the disk `file` is attached to the proxy.
+///
+/// # Errors
+/// As any call.
+pub async fn is_attached(vcenter: &VCenter, proxy: &VmRef, file: &str) -> Result<bool, VimError> {
+    Ok(!attached(&devices(vcenter, proxy).await?, file).is_empty())
+}
+
+/// Attaches the disk `file` (`[datastore] folder/file.vmdk`) to the proxy. The undo must
 /// stand in the ledger before this is called.
 ///
 /// # Errors
 /// As any call; no free SCSI unit. The outcome may be unknown: detach looks first.
-pub async fn attach(vcenter: &VCenter, proxy: &VmRef, file: &str) -> Result<(), VimError> {
+pub async fn attach(
+    vcenter: &VCenter,
+    proxy: &VmRef,
+    file: &str,
+    purpose: Purpose,
+) -> Result<(), VimError> {
     let devices = devices(vcenter, proxy).await?;
     if !attached(&devices, file).is_empty() {
         return Err(refused(vcenter, proxy, &format!("{file} is attached to it already")));
@@ -103,7 +136,7 @@ pub async fn attach(vcenter: &VCenter, proxy: &VmRef, file: &str) -> Result<(), 
             w.typed("device", "VirtualDisk", |w| {
                 w.value("key", -1);
                 w.typed("backing", "VirtualDiskFlatVer2BackingInfo", |w| {
-                    w.text("fileName", file).text("diskMode", "independent_nonpersistent");
+                    w.text("fileName", file).text("diskMode", purpose.mode());
                 });
                 w.value("controllerKey", place.controller).value("unitNumber", place.unit);
                 w.value("capacityInKB", 0);

@@ -47,6 +47,19 @@ pub enum Undo {
         /// Its UUID.
         disk_uuid: String,
     },
+    /// Remove a machine that a restore has begun to make, and the folder of its files.
+    RemoveMadeVm {
+        /// vCenter's instance UUID.
+        vcenter: String,
+        /// The machine's instance UUID.
+        vm: String,
+        /// For messages.
+        vm_name: String,
+        /// Reference of the datastore's datacenter.
+        datacenter: String,
+        /// `[datastore] folder`, which is this restore's own and has a name that no other can have.
+        folder: String,
+    },
     /// Give up the export lease.
     AbortLease {
         /// vCenter's instance UUID.
@@ -193,13 +206,16 @@ impl Ledger {
     /// Disks of a session that are attached to a proxy, as far as is known: number of the undo, the
     /// proxy VM's UUID, the file.
     pub fn attached_of(&self, session: &str) -> Vec<(u64, String, String)> {
-        let of_session = self.open_undos().into_iter().filter(|open| open.session == session);
-        of_session
-            .filter_map(|open| match open.undo {
-                Undo::DetachDisk { proxy_vm, file, .. } => Some((open.number, proxy_vm, file)),
-                _ => None,
-            })
-            .collect()
+        let detached = |open: Open| match open.undo {
+            Undo::DetachDisk { proxy_vm, file, .. } => Some((open.number, proxy_vm, file)),
+            _ => None,
+        };
+        self.open_of(session).into_iter().filter_map(detached).collect()
+    }
+
+    /// What is open of a session, the newest first.
+    pub fn open_of(&self, session: &str) -> Vec<Open> {
+        self.open_undos().into_iter().filter(|open| open.session == session).collect()
     }
 
     /// What is open, the newest first: disks are detached before the snapshot goes.

@@ -16,8 +16,9 @@ use crate::broker::{DiskFacts, VmFacts};
 use crate::snapshots::FrozenDisk;
 use crate::snapshots::eligible::disk_obstacle;
 use crate::transport::{Need, ProxyFacts, roads};
+use crate::vcenter::datastore_file::{datacenter_of, flat_name, folder_path};
 use crate::vcenter::property::{ObjectContent, Properties, Start};
-use crate::vcenter::{Element, MoRef, VCenter, VimError};
+use crate::vcenter::{Element, VCenter, VimError};
 
 /// Privileges that a backup uses, on the root folder.
 const PRIVILEGES: [&str; 14] = [
@@ -293,56 +294,6 @@ async fn measure(
     None
 }
 
-/// `[ds] vm/vm.vmdk` → `[ds] vm/vm-flat.vmdk`.
-pub fn flat_name(file: &str) -> String {
-    format!("{}-flat.vmdk", file.strip_suffix(".vmdk").unwrap_or(file))
-}
-
-/// Path and query of a datastore file in the datastore browser's address space.
-pub fn folder_path(file: &str, datacenter: Option<&str>) -> Option<String> {
-    let (datastore, path) = file.strip_prefix('[')?.split_once("] ")?;
-    let mut text = format!("/folder/{}?", encode(path, true));
-    if let Some(datacenter) = datacenter {
-        text.push_str(&format!("dcPath={}&", encode(datacenter, false)));
-    }
-    text.push_str(&format!("dsName={}", encode(datastore, false)));
-    Some(text)
-}
-
-/// Percent-encodes all but RFC 3986's unreserved characters (and slashes, where they separate).
-fn encode(text: &str, keep_slashes: bool) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        let plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-        if plain || (keep_slashes && byte == b'/') {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
-}
-
-/// The inventory path of the datacenter above an object: `/folder` wants it; nothing on a host.
-pub async fn datacenter_of(vcenter: &VCenter, object: &MoRef) -> Option<String> {
-    let mut at = object.clone();
-    let mut names: Vec<String> = Vec::new();
-    // Inventories are a few levels deep; a parent chain that does not end is not followed.
-    for _ in 0..64 {
-        let content = vcenter.properties_of(&at, "inventory", &["name", "parent"]).await.ok()?;
-        if at.kind.as_ref() == "Datacenter" || !names.is_empty() {
-            names.insert(0, content.text("name")?.to_owned());
-        }
-        match content.get("parent").and_then(Element::as_moref) {
-            Some(parent) => at = parent,
-            None => break,
-        }
-    }
-    // The root folder has no place in the path.
-    let below_root = names.get(1..)?;
-    (!below_root.is_empty()).then(|| below_root.join("/"))
-}
-
 async fn read_for_a_while(
     vcenter: &VCenter,
     path: &str,
@@ -367,20 +318,4 @@ async fn read_for_a_while(
         read += length;
     }
     Ok((read, began.elapsed().as_secs_f64()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{flat_name, folder_path};
-
-    #[test]
-    fn datastore_paths_become_addresses() {
-        assert_eq!(flat_name("[ds] a/b.vmdk"), "[ds] a/b-flat.vmdk");
-        assert_eq!(
-            folder_path("[ds 1] a b/ü&c.vmdk", Some("DC/x")).as_deref(),
-            Some("/folder/a%20b/%C3%BC%26c.vmdk?dcPath=DC%2Fx&dsName=ds%201")
-        );
-        assert_eq!(folder_path("[ds] a.vmdk", None).as_deref(), Some("/folder/a.vmdk?dsName=ds"));
-        assert_eq!(folder_path("a.vmdk", None), None);
-    }
 }

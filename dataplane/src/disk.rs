@@ -31,6 +31,7 @@ use gantry_uring::direct::Access;
 use gantry_vmdk::VmdkError;
 
 use local::LocalFile;
+pub use open::attached_device;
 use remote::{RemoteError, RemoteSource};
 use vmdk::{FlatVmdk, Vmdk};
 

@@ -27,6 +27,7 @@ mod serve;
 mod session;
 mod stream;
 mod target;
+mod to_device;
 mod to_file;
 mod workers;
 mod writer;
@@ -38,6 +39,7 @@ pub use pack_files::PackFiles;
 pub use report::{Progress, RestoreReport};
 pub use serve::{ServeOptions, serve};
 pub use target::Destination;
+pub use to_device::restore_to_new_device;
 pub use to_file::{NewFile, restore_to_file};
 
 #[cfg(test)]

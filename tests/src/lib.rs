@@ -27,4 +27,5 @@ pub mod simulated;
 pub mod vcsim;
 pub mod vsphere;
 pub mod gantryd;
+pub mod moments;
 pub mod served;

@@ -147,6 +147,38 @@ impl Served<'_> {
         Served { folder, daemon, client, movers, job, repository }
     }
 
+    /// Gives the first proxy the only road of hot-add, as this machine; the other is out of service.
+    pub async fn attach_to(&self, sphere: &Sphere, machine: &str) {
+        let uuid = {
+            let state = sphere.sim.lock();
+            let mut machines = state.site.machines.values();
+            let found = machines.find(|one| one.name == machine).expect("it is there");
+            found.instance_uuid.clone()
+        };
+        let devices = sphere.devices(machine).display().to_string();
+        self.change_proxies(|number, record| match number {
+            0 => {
+                record["vm_instance_uuid"] = uuid.clone().into();
+                record["device_folder"] = devices.clone().into();
+                record["modes"] = json!(["hotadd"]);
+            }
+            _ => record["enabled"] = false.into(),
+        })
+        .await;
+    }
+
+    /// Changes the proxies' records.
+    pub async fn change_proxies(&self, change: impl Fn(usize, &mut Value)) {
+        let proxies = self.client.get("proxies").await.expect("asked");
+        for (number, stored) in proxies["items"].as_array().expect("a list").iter().enumerate() {
+            let mut record = stored.clone();
+            change(number, &mut record);
+            let path = format!("proxies/{}", text(&record["id"]));
+            let put = self.client.call(gantry_http::Method::PUT, &path, Some(&record)).await;
+            put.expect("changed");
+        }
+    }
+
     /// Starts the job; the session's id.
     pub async fn begin(&self, full: bool) -> String {
         let path = format!("jobs/{}/start", self.job);

@@ -156,6 +156,20 @@ fn from_the_log_in_to_the_restore_point() {
         assert!(restored == now, "the restored disk differs");
         assert!(!gantry.run(&restore).status.success(), "a file is not overwritten");
 
+        // And to a new machine.
+        let mounts = serde_json::json!({ "vmfs0": sphere.datastore("vmfs0") });
+        gantry.ok(&["proxy", "edit", "proxy-1", "-s", &format!("mounts={mounts}")]);
+        let mut machine = vec!["restore", "vm", name, "--vcenter", "vcenter", "--as", "again"];
+        machine.extend(["--datastore", "vmfs0", "--proxy", "proxy-1", "--watch"]);
+        machine.extend(["--network", "VM Network=VM Network", "--host", "esx0.sim.example"]);
+        gantry.ok(&machine);
+        let taken = gantry.refused(&machine, 2);
+        assert!(taken.contains("already in that folder"), "{taken}");
+        let is_there = |state: &gantry_sim::sim::State| {
+            state.site.machines.values().any(|machine| machine.name == "again")
+        };
+        assert!(is_there(&sphere.sim.lock()));
+
         // A session that fails says so by its exit code.
         gantry.ok(&["job", "edit", "second", "-s", "selection.patterns=[\"nobody*\"]"]);
         let failed = gantry.refused(&["job", "start", "second", "--watch"], 3);

@@ -3,17 +3,14 @@
 //! each machine, one; no snapshot stays; what was restored is what was there.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use gantry_sim::requests::{Phase, Then};
+use gantry_sim::requests::Phase;
 use gantry_tests::gantryd::on_runtime;
+use gantry_tests::moments::{Moment, hold_at};
 use gantry_tests::served::{Served, WITHIN};
 use gantry_tests::vsphere::Sphere;
 use serde_json::Value;
-
-/// How long a call is held while gantryd is killed.
-const HELD: Duration = Duration::from_secs(5);
 
 /// Ends a session that gantryd was killed in, and sees that all is as it should be; the points so far.
 async fn ends_well(
@@ -47,35 +44,6 @@ async fn points(served: &Served<'_>) -> BTreeSet<String> {
         assert!(Instant::now() < until, "the repository does not answer");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-}
-
-/// The moment that is waited for: method, how many of its kind come before, phase.
-type Moment = (&'static str, usize, Phase);
-
-/// Tells when a moment comes, and holds the call until gantryd is dead.
-fn hold_at(
-    sphere: &Sphere,
-    (method, before, phase): Moment,
-) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
-    let (came, comes) = mpsc::channel();
-    let (go, goes) = mpsc::channel();
-    let once = Mutex::new((before, Some(goes)));
-    let came = Arc::new(Mutex::new(came));
-    sphere.sim.on_request(move |seen| {
-        if (seen.method, seen.phase) == (method, phase)
-            && let Some(goes) = {
-                let mut once = once.lock().expect("once");
-                let is_it = once.0 == 0;
-                once.0 = once.0.saturating_sub(1);
-                if is_it { once.1.take() } else { None }
-            }
-        {
-            came.lock().expect("a channel").send(()).ok();
-            goes.recv_timeout(HELD).ok();
-        }
-        Then::GoOn
-    });
-    (comes, go)
 }
 
 /// Kills gantryd at these moments, a session each.
@@ -122,30 +90,7 @@ fn around_every_call_that_changes_vsphere() {
 fn around_attaching_and_detaching_a_disk() {
     on_runtime(53, async |sphere| {
         let mut served = Served::new(sphere, &["idle"]).await;
-        let machine = |state: &gantry_sim::sim::State| {
-            let mut machines = state.site.machines.values();
-            machines
-                .find(|machine| machine.name == "proxy")
-                .expect("it is there")
-                .instance_uuid
-                .clone()
-        };
-        let uuid = machine(&sphere.sim.lock());
-        let proxies = served.client.get("proxies").await.expect("asked");
-        for (number, stored) in proxies["items"].as_array().expect("a list").iter().enumerate() {
-            let mut record = stored.clone();
-            match number {
-                0 => {
-                    record["vm_instance_uuid"] = uuid.to_string().into();
-                    record["device_folder"] = sphere.devices("proxy").display().to_string().into();
-                    record["modes"] = serde_json::json!(["hotadd"]);
-                }
-                _ => record["enabled"] = false.into(),
-            }
-            let path = format!("proxies/{}", record["id"].as_str().expect("an id"));
-            let put = served.client.call(gantry_http::Method::PUT, &path, Some(&record)).await;
-            put.expect("changed");
-        }
+        served.attach_to(sphere, "proxy").await;
         let moments = [
             ("ReconfigVM_Task", 0, Phase::Before),
             ("ReconfigVM_Task", 0, Phase::Acted),

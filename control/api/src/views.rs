@@ -395,12 +395,28 @@ pub enum RestoreTarget {
         vcenter: Id,
         /// Its name.
         name: String,
-        /// Path of the folder: `/Datacenter/vm/Restored`.
-        folder: String,
-        /// Name of the host or cluster.
-        host: String,
         /// Name of the datastore.
         datastore: String,
+        /// Path of the folder: `/Datacenter/vm/Restored`; nothing: the datacenter's own.
+        #[serde(default)]
+        folder: Option<String>,
+        /// Name of the host; nothing: one that reaches the datastore.
+        #[serde(default)]
+        host: Option<String>,
+        /// Name of the cluster.
+        #[serde(default)]
+        cluster: Option<String>,
+        /// Resource pool: its name, or its path below the cluster or host.
+        #[serde(default)]
+        pool: Option<String>,
+        /// The proxy that writes the disks; nothing: one that reaches the datastore.
+        #[serde(default)]
+        #[schema(value_type = Option<String>)]
+        proxy: Option<Id>,
+        /// Whether it is to be the same machine, with its UUIDs and MAC addresses: the old one must be
+        /// out of the inventory.
+        #[serde(default)]
+        keep_identity: bool,
         /// Networks of the configuration → networks to connect to; others stay disconnected.
         #[serde(default)]
         networks: BTreeMap<String, String>,
@@ -427,11 +443,26 @@ impl Checked for RestoreRequest {
                     false => Err(invalid("target.folder", "is no absolute path without '..'")),
                 }
             }
-            RestoreTarget::NewVm { name: new, folder, host, datastore, networks, .. } => {
+            RestoreTarget::NewVm {
+                name: new,
+                folder,
+                host,
+                cluster,
+                pool,
+                datastore,
+                networks,
+                ..
+            } => {
                 name("target.name", new)?;
-                name("target.host", host)?;
                 name("target.datastore", datastore)?;
-                line("target.folder", folder, limits::TEXT_BYTES_MAX)?;
+                let named = [("target.host", host), ("target.cluster", cluster)];
+                for (field, given) in named {
+                    given.as_ref().map_or(Ok(()), |given| name(field, given))?;
+                }
+                for (field, given) in [("target.folder", folder), ("target.pool", pool)] {
+                    let fits = |given: &String| line(field, given, limits::TEXT_BYTES_MAX);
+                    given.as_ref().map_or(Ok(()), fits)?;
+                }
                 if networks.len() > limits::LIST_MAX {
                     return Err(invalid("target.networks", "has too many entries"));
                 }

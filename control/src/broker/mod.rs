@@ -31,7 +31,7 @@ pub use facts::{
 };
 pub use feed::{Broker, BrokerState};
 pub use places::{PlaceError, Placement, Places, Target};
-pub use rebuild::{RebuildError, Rebuilt, rebuild, register};
+pub use rebuild::{RebuildError, Rebuilt, new_uuid, rebuild, refuse_taken, register};
 pub use selection::{DiskRule, Rule, SelectedDisk, SelectedVm, Selection, Verdict, select};
 pub use vm_config::VmConfig;
 pub use vm_spec::{DiskSource, SpecError, VmSpec, Wish};

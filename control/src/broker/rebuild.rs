@@ -76,15 +76,12 @@ pub async fn rebuild(
         ..wish.clone()
     };
     let spec = VmSpec::build(config, &wish)?;
-    refuse_taken_name(vcenter, placement, &spec.name).await?;
     let uuid = if wish.keep_identity && !config.instance_uuid.is_empty() {
         config.instance_uuid.as_str()
     } else {
         wish.instance_uuid.unwrap_or_default()
     };
-    if let Some(vm) = vcenter.find_by_uuid(uuid, true).await? {
-        return Err(RebuildError::IdentityTaken { uuid: uuid.to_owned(), vm });
-    }
+    refuse_taken(vcenter, placement, &spec.name, uuid).await?;
     vcenter.make_datastore_folder(&placement.datacenter, wish.folder).await?;
     let Placement { folder, pool, host, .. } = placement;
     let begun = vcenter.create_vm(folder, &spec.name, pool, Some(host), |w| spec.write(w)).await;
@@ -144,6 +141,23 @@ async fn ended(
     made.ok_or_else(|| vcenter.unexpected(method, object, "the task gave no machine"))
 }
 
+/// Refuses a name that is taken in the folder, and an instance UUID that another machine has.
+///
+/// # Errors
+/// See [`RebuildError`].
+pub async fn refuse_taken(
+    vcenter: &VCenter,
+    placement: &Placement,
+    name: &str,
+    uuid: &str,
+) -> Result<(), RebuildError> {
+    refuse_taken_name(vcenter, placement, name).await?;
+    match vcenter.find_by_uuid(uuid, true).await? {
+        Some(vm) => Err(RebuildError::IdentityTaken { uuid: uuid.to_owned(), vm }),
+        None => Ok(()),
+    }
+}
+
 async fn refuse_taken_name(
     vcenter: &VCenter,
     placement: &Placement,
@@ -174,7 +188,7 @@ async fn named(vcenter: &VCenter, folder: &MoRef, name: &str) -> Result<Option<M
 }
 
 /// A random UUID (RFC 9562, version 4).
-fn new_uuid() -> String {
+pub fn new_uuid() -> String {
     let random = fastrand::u128(..);
     let value = (random & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
     let digits = format!("{value:032x}");

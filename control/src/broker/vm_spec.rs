@@ -162,6 +162,12 @@ impl VmSpec {
         format!("{folder}/{}{part}.vmdk", file_name(name))
     }
 
+    /// A folder of a datastore for a machine's files, `[ds] name_mark`: the mark keeps it apart from every
+    /// other.
+    pub fn home(datastore: &str, name: &str, mark: &str) -> String {
+        format!("[{datastore}] {}_{mark}", file_name(name))
+    }
+
     /// Writes the inside of a `VirtualMachineConfigSpec`.
     pub fn write(&self, w: &mut XmlWriter) {
         let config = &self.config;

@@ -13,7 +13,7 @@ use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::SessionId;
 use gantry_common::source::ServerTrust;
 use gantry_database::Database;
-use gantry_database::model::{Id, VCenter as Record};
+use gantry_database::model::{Id, SessionKind, VCenter as Record};
 use gantry_http::{Endpoint, Trust};
 
 use crate::broker::Broker;
@@ -148,7 +148,10 @@ impl VCenters {
         // Read before the runs: what is in it now and belongs to none of them was left by one that ended.
         let mut left = self.ledger.open_undos();
         let runs = self.database.unfinished_vm_runs().await?;
-        let going_on: Vec<SessionId> = runs.iter().map(|run| SessionId::from(run.id)).collect();
+        let sessions = self.database.unfinished_sessions().await?;
+        let restores = sessions.iter().filter(|session| session.kind == SessionKind::Restore);
+        let going_on = runs.iter().map(|run| run.id).chain(restores.map(|session| session.id));
+        let going_on: Vec<SessionId> = going_on.map(SessionId::from).collect();
         left.retain(|open| open.session.parse().map_or(true, |run| !going_on.contains(&run)));
         let (client, pauses) = (vcenter.broker.vcenter(), usual_pauses());
         let mut lines = undo_all(client, &vcenter.id, &self.ledger, left, &pauses).await?;

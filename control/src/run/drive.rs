@@ -454,13 +454,13 @@ async fn remove_snapshot<S: Site>(
     let run = document.run.to_string();
     let pauses = &context.settings.removal_pauses;
     let vcenter = context.broker.vcenter();
-    let mut open = context.ledger.open_undos();
-    open.retain(|open| open.session == run);
+    let mut open = context.ledger.open_of(&run);
     // The snapshot's removal detaches disks itself, in each of its rounds; a lease holds it.
     open.sort_by_key(|open| match open.undo {
         Undo::AbortLease { .. } => 0,
         Undo::RemoveSnapshot { .. } => 1,
         Undo::DetachDisk { .. } => 2,
+        Undo::RemoveMadeVm { .. } => 3,
     });
     for open in open {
         let undone = super::undo::undo(vcenter, &open, context.ledger, pauses).await;

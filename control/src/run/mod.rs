@@ -32,6 +32,7 @@ pub mod report;
 mod roads;
 pub mod settings;
 pub mod site;
+mod made_vm;
 pub mod undo;
 
 pub use drive::{drive, now_ms, random_id};

@@ -20,11 +20,11 @@ use super::prepare::Subject;
 use super::site::{Proxy, Site};
 use super::{Context, failed, undo};
 use crate::broker::{ControllerKind, VmFacts};
-use crate::hotadd;
+use crate::hotadd::{self, Purpose};
 use crate::ledger::Undo;
-use crate::probe::{datacenter_of, flat_name, folder_path};
 use crate::snapshots::FrozenDisk;
 use crate::transport::{ProxyFacts, TransportMode};
+use crate::vcenter::datastore_file::{datacenter_of, flat_name, folder_path};
 use crate::vcenter::lease::Lease;
 use crate::vcenter::{MoRef, VCenter, VmRef};
 
@@ -110,7 +110,8 @@ impl<'a, S: Site> Roads<'a, S> {
         // looks first.
         self.context.ledger.begin(&self.run, undo)?;
         let proxy = VmRef::new(found, "proxy");
-        let attached = hotadd::attach(self.vcenter(), &proxy, &disk.facts.file).await;
+        let (vcenter, file) = (self.vcenter(), &disk.facts.file);
+        let attached = hotadd::attach(vcenter, &proxy, file, Purpose::Read).await;
         attached.map_err(|error| error.failure())?;
         let folder = facts.device_folder.clone();
         Ok(SourceSpec::DeviceByUuid { uuid: disk.facts.uuid.to_string(), folder })

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use gantry_common::failure::Failure;
 
-use super::{removal, roads};
+use super::{made_vm, removal, roads};
 use crate::hotadd;
 use crate::ledger::{Ledger, Open, Undo};
 use crate::vcenter::{MoRef, VCenter, VmRef};
@@ -28,6 +28,7 @@ pub async fn undo_all(
         let of = match &open.undo {
             Undo::RemoveSnapshot { vcenter, .. }
             | Undo::DetachDisk { vcenter, .. }
+            | Undo::RemoveMadeVm { vcenter, .. }
             | Undo::AbortLease { vcenter, .. } => vcenter,
         };
         if of != vcenter_id {
@@ -66,6 +67,10 @@ pub(super) async fn undo(
             removal::remove_named(vcenter, &vm, snapshot, attached, pauses).await
         }
         Undo::DetachDisk { proxy_vm, file, .. } => detach(vcenter, proxy_vm, file).await,
+        Undo::RemoveMadeVm { vm, vm_name, datacenter, folder, .. } => {
+            let datacenter = MoRef::new("Datacenter", datacenter.as_str());
+            made_vm::remove(vcenter, (vm, vm_name), &datacenter, folder).await
+        }
         Undo::AbortLease { lease, .. } => {
             roads::abort_lease(vcenter, lease).await?;
             Ok("the export lease was ended".to_owned())
@@ -77,11 +82,7 @@ pub(super) async fn undo(
 ///
 /// # Errors
 /// As any call: it may still be attached.
-pub(super) async fn detach(
-    vcenter: &VCenter,
-    proxy_vm: &str,
-    file: &str,
-) -> Result<String, Failure> {
+pub async fn detach(vcenter: &VCenter, proxy_vm: &str, file: &str) -> Result<String, Failure> {
     let Some(moref) = find(vcenter, proxy_vm).await? else {
         return Ok("the proxy is gone, and what was attached with it".to_owned());
     };

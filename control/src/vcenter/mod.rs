@@ -25,6 +25,7 @@ pub mod task;
 pub mod inventory;
 pub mod virtual_machine;
 pub mod registration;
+pub mod datastore_file;
 pub mod changed_areas;
 pub mod lease;
 pub mod guest;

@@ -110,6 +110,22 @@ impl VCenter {
         .await
     }
 
+    /// Begins to switch a machine on.
+    ///
+    /// # Errors
+    /// As any call.
+    pub async fn power_on(&self, vm: &VmRef) -> Result<MoRef, VimError> {
+        self.begin("PowerOnVM_Task", &vm.moref, vm, |_| {}).await
+    }
+
+    /// Begins to delete a machine with its files.
+    ///
+    /// # Errors
+    /// As any call.
+    pub async fn destroy(&self, vm: &VmRef) -> Result<MoRef, VimError> {
+        self.begin("Destroy_Task", &vm.moref, vm, |_| {}).await
+    }
+
     /// Begins to merge delta files that no snapshot needs any more.
     ///
     /// # Errors

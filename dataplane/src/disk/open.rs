@@ -60,8 +60,7 @@ impl Disk {
             SourceSpec::Path { path, format: SourceFormat::Raw } => Disk::open(path, true),
             SourceSpec::Path { path, format: SourceFormat::Vmdk } => Disk::open_vmdk(path, true),
             SourceSpec::DeviceByUuid { uuid, folder } => {
-                let folder = folder.as_deref().unwrap_or(Path::new(BY_ID));
-                Disk::open(&device_of(uuid, folder, APPEARS_WITHIN)?, true)
+                Disk::open(&attached_device(uuid, folder.as_deref())?, true)
             }
             SourceSpec::Nbd(source) => {
                 let disk = NbdDisk::open(source, PATIENCE).map_err(remote)?;
@@ -103,6 +102,15 @@ fn open_auto(path: &Path) -> Result<Disk, DiskError> {
         Taken::Vmdk => Disk::open_vmdk(path, true),
         Taken::Unclear(why) => Err(DiskError::Unclear { path: path.to_owned(), why }),
     }
+}
+
+/// The device of a disk that is attached to this host, or is about to be; `folder`: where attached
+/// disks appear, usually `/dev/disk/by-id`. Blocks meanwhile.
+///
+/// # Errors
+/// It does not appear within a minute.
+pub fn attached_device(uuid: &str, folder: Option<&Path>) -> Result<PathBuf, DiskError> {
+    device_of(uuid, folder.unwrap_or(Path::new(BY_ID)), APPEARS_WITHIN)
 }
 
 /// Waits for a device or file in `folder` whose name holds the UUID. A partition's name does not

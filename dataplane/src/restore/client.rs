@@ -39,6 +39,9 @@ pub struct RestoreRequest {
 pub struct RestoreOptions {
     /// Overwrite what exists.
     pub force: bool,
+    /// The destination reads as zeros wherever this restore has not written: whoever says so has made
+    /// it. Zeros are then not written.
+    pub reads_zeros: bool,
     /// Cores of the workers, one worker each. Empty: those that this process may use.
     pub cores: Vec<usize>,
     /// How long to try again after a lost connection without any progress.
@@ -56,6 +59,7 @@ impl Default for RestoreOptions {
         let reconnect_for = Duration::from_secs(300);
         RestoreOptions {
             force: false,
+            reads_zeros: false,
             cores: Vec::new(),
             reconnect_for,
             ticket: None,

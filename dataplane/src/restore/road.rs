@@ -184,7 +184,7 @@ impl Road {
                 .map_err(|error| source_failure(&sidecar, format!("cannot be written: {error}")))?,
         }
         let target = match is_device {
-            true => Target::open_device(path, shape.size_bytes),
+            true => Target::open_device(path, shape.size_bytes, self.options.reads_zeros),
             false => Target::open_file(path, shape.size_bytes, left.is_some(), force),
         };
         let target = target.inspect_err(|_| {

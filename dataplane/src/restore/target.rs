@@ -161,11 +161,16 @@ impl Target {
         Target::finish(path, file, size_bytes, false, !resumed)
     }
 
-    /// Opens a block device for this process alone.
+    /// Opens a block device for this process alone; `is_fresh`: it reads as zeros but for what this
+    /// restore has written.
     ///
     /// # Errors
     /// `Usage` where it is in use or too small, `Source` where the system refuses.
-    pub(super) fn open_device(path: &Path, size_bytes: u64) -> Result<Target, Failure> {
+    pub(super) fn open_device(
+        path: &Path,
+        size_bytes: u64,
+        is_fresh: bool,
+    ) -> Result<Target, Failure> {
         let exclusive = i32::try_from(OFlags::EXCL.bits()).unwrap_or(0);
         let opened = OpenOptions::new().read(true).write(true).custom_flags(exclusive).open(path);
         let mut file = opened.map_err(|error| match error.kind() {
@@ -180,7 +185,7 @@ impl Target {
             let text = format!("has {has} bytes, the disk has {size_bytes}: use a larger device");
             return Err(usage(path, text));
         }
-        Target::finish(path, file, size_bytes, true, false)
+        Target::finish(path, file, size_bytes, true, is_fresh)
     }
 
     fn finish(

@@ -58,14 +58,19 @@ impl Drop for Unfinished<'_> {
         if self.is_finished {
             return;
         }
-        for path in [self.path.to_owned(), sidecar_path(self.path)] {
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::error!("{} is left, remove it: {error}", path.display());
-                }
-                _ => {}
-            }
+        [self.path.to_owned(), sidecar_path(self.path)]
+            .iter()
+            .for_each(|path| remove_if_there(path));
+    }
+}
+
+/// Removes a file; one that cannot be removed is for a person.
+pub(super) fn remove_if_there(path: &Path) {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::error!("{} is left, remove it: {error}", path.display());
         }
+        _ => {}
     }
 }
 

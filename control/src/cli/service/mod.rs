@@ -16,11 +16,13 @@ use crate::client::{Client, Login};
 
 mod other;
 mod records;
+mod restore;
 mod sessions;
 mod table;
 
-pub(super) use other::{completion, login, manual, restore};
+pub(super) use other::{completion, login, manual};
 use records::Kind;
+pub(super) use restore::{RestoreCommand, run as restore};
 
 /// Bytes of a file or of standard input that are taken.
 const INPUT_BYTES_MAX: u64 = 4 << 20;
@@ -356,35 +358,6 @@ pub(super) struct PointArguments {
     repository: Option<String>,
     #[command(flatten)]
     asked: Asked,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum RestoreCommand {
-    /// Raw image files in a folder of a proxy, one for each disk.
-    Files {
-        /// The name under which the machine's points are kept (see 'gantry point list').
-        name: String,
-        /// The point, 32 hexadecimal digits; without it the newest.
-        #[arg(long)]
-        point: Option<String>,
-        /// Only the disk of this label; may be given several times.
-        #[arg(long, value_name = "LABEL")]
-        disk: Vec<String>,
-        /// Its repository; not needed where there is one.
-        #[arg(long)]
-        repository: Option<String>,
-        /// The proxy.
-        #[arg(long)]
-        proxy: String,
-        /// The folder there, an absolute path.
-        #[arg(long)]
-        folder: String,
-        /// Show its progress until it ends; the exit code is its result.
-        #[arg(long, short)]
-        watch: bool,
-        #[command(flatten)]
-        asked: Asked,
-    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -10,12 +10,12 @@ use gantry_http::Method;
 use serde_json::{Value, json};
 
 use super::records::{Kind, find, path};
-use super::sessions::{MACHINES, SESSIONS, follow};
+use super::sessions::MACHINES;
 use super::table::{Column, Show};
 use super::{
     ConfigCommand, LoginArguments, MoverCommand, MoverRole, PointArguments, PointCommand,
-    RepositoryCommand, RestoreCommand, TokenCommand, TokenRole, VcenterMore, login_path,
-    read_secret, read_text, show, usage,
+    RepositoryCommand, TokenCommand, TokenRole, VcenterMore, login_path, read_secret, read_text,
+    show, usage,
 };
 use crate::cli::{say, say_json};
 use crate::client::{Client, Login};
@@ -143,7 +143,7 @@ pub(super) async fn mover(command: MoverCommand) -> Result<(), Failure> {
 }
 
 /// The repository, where there is one.
-async fn only_repository(client: &Client) -> Result<Value, Failure> {
+pub(super) async fn only_repository(client: &Client) -> Result<Value, Failure> {
     let all = client.get(Kind::Repository.path()).await?;
     match all["items"].as_array().map_or(&[][..], Vec::as_slice) {
         [only] => Ok(only.clone()),
@@ -269,27 +269,6 @@ pub(super) async fn config(command: ConfigCommand) -> Result<(), Failure> {
         }
         ConfigCommand::Export { asked } => say_json(&asked.client()?.get("export").await?),
     }
-}
-
-/// `gantry restore`: begins, and follows if asked.
-pub(in crate::cli) async fn restore(command: RestoreCommand) -> Result<(), Failure> {
-    let RestoreCommand::Files { name, point, disk, repository, proxy, folder, watch, asked } =
-        command;
-    let client = asked.client()?;
-    let repository = match &repository {
-        Some(name) => find(&client, Kind::Repository, name).await?,
-        None => only_repository(&client).await?,
-    };
-    let proxy = find(&client, Kind::Proxy, &proxy).await?;
-    let wanted = json!({
-        "repository": repository["id"], "name": name, "point": point, "disks": disk,
-        "target": { "kind": "files", "proxy": proxy["id"], "folder": folder },
-    });
-    let begun = client.post("restores", &wanted).await?;
-    if watch {
-        return follow(&client, &asked, begun["id"].as_str().unwrap_or_default()).await;
-    }
-    show(&asked, &begun, SESSIONS)
 }
 
 /// `gantry completion`: a script for the shell, on standard output.

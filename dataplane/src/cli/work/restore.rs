@@ -1,7 +1,8 @@
-//! A restore as a control plane describes it: disks of one point to new files of this host.
+//! A restore as a control plane describes it: disks of one point to new files of this host, or to new
+//! disks that are attached to it.
 //!
-//! In: a [`RestoreWork`]. Out: whole files, and a [`RestoreDone`]; nothing is left of a disk that failed
-//! or was given up. Must not: overwrite anything.
+//! In: a [`RestoreWork`]. Out: whole files and disks, and a [`RestoreDone`]; nothing is left of a file
+//! that failed or was given up. Must not: overwrite anything.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,14 +11,17 @@ use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::{PointId, SessionId};
 use gantry_common::wire::{RestoreOffer, TicketBytes, is_name};
 use gantry_common::work::{
-    DiskProgress, DiskRestore, DiskRestored, RestoreDone, RestoreWork, unfinished_name,
+    DiskProgress, DiskRestore, DiskRestored, RestoreDone, RestoreTo, RestoreWork, unfinished_name,
 };
 
 use super::super::arguments::WorkArguments;
 use super::super::{Use, runtime, usage};
 use super::{Ticker, heed_input, reach, ticket};
 use crate::connect::Connector;
-use crate::restore::{NewFile, Progress, RestoreOptions, RestoreReport, restore_to_file};
+use crate::disk::attached_device;
+use crate::restore::{
+    NewFile, Progress, RestoreOptions, RestoreReport, restore_to_file, restore_to_new_device,
+};
 use crate::transport::Pacer;
 
 /// The numbers of each disk that has begun.
@@ -88,8 +92,6 @@ impl Restoring {
         let progress = Arc::new(Progress::default());
         let numbers = (disk.label.clone(), Arc::clone(&progress));
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner).push(numbers);
-        let unfinished = unfinished_name(&disk.file, &self.session.to_string());
-        let to = NewFile { file: disk.file.clone(), unfinished };
         let (name, point) = (self.name.clone(), Some(self.point));
         let offer = RestoreOffer { name, point, disk: disk.disk };
         let options = RestoreOptions {
@@ -104,14 +106,30 @@ impl Restoring {
             notes.iter().for_each(|note| tracing::info!("{note}"));
             Ok(connection)
         };
-        restore_to_file(connect, offer, &to, options, progress).await
+        match &disk.to {
+            RestoreTo::File(file) => {
+                let unfinished = unfinished_name(file, &self.session.to_string());
+                let to = NewFile { file: file.clone(), unfinished };
+                restore_to_file(connect, offer, &to, options, progress).await
+            }
+            RestoreTo::NewDevice { uuid, folder } => {
+                let (uuid, folder) = (uuid.clone(), folder.clone());
+                let found = move || attached_device(&uuid, folder.as_deref());
+                let found = tokio::task::spawn_blocking(found).await;
+                let found = found
+                    .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
+                let device =
+                    found.map_err(|error| Failure::new(FailureKind::Source, error.to_string()))?;
+                restore_to_new_device(connect, offer, &device, options, progress).await
+            }
+        }
     }
 }
 
 fn restored(disk: &DiskRestore, report: RestoreReport) -> DiskRestored {
     DiskRestored {
         label: disk.label.clone(),
-        file: disk.file.clone(),
+        to: disk.to.clone(),
         size_bytes: report.bytes_virtual,
         written_bytes: report.bytes_written,
         zero_bytes: report.bytes_zero,

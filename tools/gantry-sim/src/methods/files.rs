@@ -4,6 +4,7 @@ use super::Call;
 use crate::disks;
 use crate::fault::Fault;
 use crate::schema::Value;
+use crate::sim::Sim;
 use crate::storage::{DatastorePath, DiskSpec};
 use crate::tasks;
 
@@ -40,13 +41,37 @@ pub(super) fn invoke(call: &Call) -> Result<Value, Fault> {
             }
             let place = file.under(&sim.options.root);
             let gone = if place.is_dir() {
-                std::fs::remove_dir(&place)
+                clear(sim, &file)?;
+                std::fs::remove_dir_all(&place)
             } else {
                 std::fs::remove_file(&place)
             };
             gone.map(|()| Value::Absent).map_err(|_| missing(&file))
         })),
     }
+}
+
+/// Deletes the disks below a folder, unless a machine has one of them.
+fn clear(sim: &Sim, folder: &DatastorePath) -> Result<(), Fault> {
+    let below = format!("{}/", folder.to_string().trim_end_matches('/'));
+    let within = |file: &str| file.starts_with(&below);
+    let held = {
+        let state = sim.lock();
+        let machines = state.site.machines.values();
+        let mut disks = machines.flat_map(|machine| &machine.disks).map(|disk| disk.file());
+        disks.find(|file| within(file)).map(str::to_owned)
+    };
+    if let Some(file) = held {
+        let message = format!("{file} belongs to a machine.");
+        return Err(Fault::new("FileLocked", message).with("file", file));
+    }
+    for disk in sim.storage.disks() {
+        let Ok(info) = sim.storage.disk(disk) else { continue };
+        if info.chain.iter().any(|link| within(&link.file.to_string())) {
+            sim.storage.delete_disk(disk).map_err(|error| disks::fault(&error))?;
+        }
+    }
+    Ok(())
 }
 
 fn missing(file: &DatastorePath) -> Fault {
