@@ -234,7 +234,7 @@ pub struct BackupReport {
     pub cpu_seconds: f64,
     /// Peak resident set of this process.
     pub peak_rss_bytes: u64,
-    /// Where the workers' time went, percent.
+    /// For which share of the time each part of the road held the others up, percent.
     pub bottleneck: Bottleneck,
     /// The same as times, to be added up over the parts of a VM.
     pub bottleneck_times: BottleneckTimes,

@@ -206,23 +206,34 @@ impl Reader {
         }
     }
 
+    /// Blocks that are done and not taken.
+    pub fn ready(&mut self) -> usize {
+        self.reap();
+        self.done.len()
+    }
+
     /// The next block that is done, if any.
     pub fn next_done(&mut self) -> Option<ReadDone> {
         if self.done.is_empty() {
-            let completed: Vec<_> = self.ring.completions().collect();
-            for completion in completed {
-                let slot = completion.user as usize;
-                let reading = self.reading[slot].take().expect("one completion for each read");
-                let buf = completion.buf.expect("a read keeps its buffer");
-                self.completed(slot, reading, buf, completion.result);
-            }
-            while let Ok(RemoteDone { slot, buf, result }) = self.remote.try_recv() {
-                let reading = self.reading[slot].take().expect("one answer for each request");
-                let result = result.map_err(|error| broken(&reading, &error.to_string()));
-                self.finish(slot, reading, buf, result);
-            }
+            self.reap();
         }
         self.done.pop_front()
+    }
+
+    /// Takes in what has come since.
+    fn reap(&mut self) {
+        let completed: Vec<_> = self.ring.completions().collect();
+        for completion in completed {
+            let slot = completion.user as usize;
+            let reading = self.reading[slot].take().expect("one completion for each read");
+            let buf = completion.buf.expect("a read keeps its buffer");
+            self.completed(slot, reading, buf, completion.result);
+        }
+        while let Ok(RemoteDone { slot, buf, result }) = self.remote.try_recv() {
+            let reading = self.reading[slot].take().expect("one answer for each request");
+            let result = result.map_err(|error| broken(&reading, &error.to_string()));
+            self.finish(slot, reading, buf, result);
+        }
     }
 
     fn completed(

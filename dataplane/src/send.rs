@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::connect::Connector;
 use crate::pipeline::{Pipeline, PipelineEnds, PlannerInput};
-use crate::stats::{StageStats, Wait};
+use crate::stats::{DownstreamState, Part, StageStats};
 use crate::transport::{CloseReason, Connection, FrameSender, OutFrame, Pacer, TransportError};
 
 pub mod disks;
@@ -26,6 +26,8 @@ pub mod fates;
 
 use disks::SessionDisks;
 
+/// Blocks with the transport that are a queue, not just on their way.
+const QUEUED_BLOCKS: u64 = 8;
 /// Reports taken from the pipeline before frames are looked at again.
 const REPORTS_A_TURN: usize = 64;
 
@@ -328,8 +330,16 @@ impl SendDriver {
         let pool = &self.ends.send_pool;
         let in_transport = ((pool.slots() - pool.free()) as u64).saturating_sub(waiting);
         let without_credit = self.sender.credit_left() == 0 && waiting > 0;
-        let target = without_credit && in_transport * 2 < self.credit_first;
-        self.ends.downstream.set(if target { Wait::Target } else { Wait::Network });
+        let queued = (pool.slots() as u64 / 4).clamp(2, QUEUED_BLOCKS);
+        let backlog = if without_credit && in_transport * 2 < self.credit_first {
+            Some(Part::Target)
+        } else if without_credit || in_transport >= queued {
+            Some(Part::Network)
+        } else {
+            None
+        };
+        let unsettled = !self.handed.is_empty();
+        self.ends.downstream.set(DownstreamState { backlog, unsettled });
     }
 }
 

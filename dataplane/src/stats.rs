@@ -1,7 +1,7 @@
 //! What the source side measures: bytes, busy time and latency per stage and disk, and waits.
 //!
 //! In: durations and bytes from one worker, without locks. Out: merged summaries and the
-//! bottleneck. Each worker owns its numbers and hands them over when it ends; live progress goes
+//! bottleneck: for which share of the time each part of the road held the others up. Each worker owns its numbers and hands them over when it ends; live progress goes
 //! through relaxed atomics.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -124,72 +124,136 @@ pub struct StageSummary {
     pub max_us: u64,
 }
 
-/// Why a worker has nothing to do: what holds it up.
+/// A part of the road that can hold the others up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wait {
-    /// Reads are in flight and nothing else could be done.
+pub enum Part {
+    /// Reading the source's disk.
     Source,
-    /// Buffers wait for the network.
+    /// Computing on the proxy.
+    Proxy,
+    /// The network (or the throttle).
     Network,
-    /// Buffers, credits or answers wait for the target.
+    /// The repository.
     Target,
 }
 
-/// What holds up the stages after the workers, published by the network thread.
+/// What stands after the workers, as the network thread sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DownstreamState {
+    /// Blocks queue up before this part; nothing: they pass at once.
+    pub backlog: Option<Part>,
+    /// The target has blocks that are not durable yet.
+    pub unsettled: bool,
+}
+
+/// [`DownstreamState`], published by the network thread, read by the workers.
 #[derive(Debug, Default)]
 pub struct Downstream(AtomicU8);
 
 impl Downstream {
+    const NETWORK: u8 = 1;
+    const TARGET: u8 = 2;
+    const UNSETTLED: u8 = 4;
+
     /// Publishes the present state.
-    pub fn set(&self, wait: Wait) {
-        self.0.store(u8::from(wait == Wait::Target), Ordering::Relaxed);
+    pub fn set(&self, state: DownstreamState) {
+        let backlog = match state.backlog {
+            Some(Part::Target) => Self::TARGET,
+            Some(_) => Self::NETWORK,
+            None => 0,
+        };
+        let unsettled = if state.unsettled { Self::UNSETTLED } else { 0 };
+        self.0.store(backlog | unsettled, Ordering::Relaxed);
     }
 
     /// Reads it.
-    pub fn get(&self) -> Wait {
-        if self.0.load(Ordering::Relaxed) == 1 { Wait::Target } else { Wait::Network }
+    pub fn get(&self) -> DownstreamState {
+        let bits = self.0.load(Ordering::Relaxed);
+        let backlog = match bits & (Self::NETWORK | Self::TARGET) {
+            0 => None,
+            Self::TARGET => Some(Part::Target),
+            _ => Some(Part::Network),
+        };
+        DownstreamState { backlog, unsettled: bits & Self::UNSETTLED != 0 }
     }
 }
 
-/// Where the workers' time went, nanoseconds summed over workers while a disk was being read.
+/// What a worker has in hand, in blocks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InHand {
+    /// Reads that are out.
+    pub reading: usize,
+    /// Blocks that are read or wanted and wait to be computed on.
+    pub waiting: usize,
+    /// Blocks whose fate the target has not told.
+    pub asked: usize,
+    /// Buffers for all of these.
+    pub slots: usize,
+}
+
+/// Which part holds the others up at this moment: the last on the road before which blocks queue up.
+/// Where none do, each part is faster than the source. Nothing: there is nothing to do.
+///
+/// A part that is a little faster than the slowest one is busy most of the time too: how long each
+/// works or waits does not tell them apart, the queues do.
+pub fn limiting(downstream: DownstreamState, hand: InHand) -> Option<Part> {
+    if downstream.backlog.is_some() {
+        return downstream.backlog;
+    }
+    if hand.asked * 2 > hand.slots {
+        return Some(Part::Target);
+    }
+    if hand.waiting == 0 && hand.reading == 0 {
+        // The end: all is sent, and what is missing is the target's word.
+        let missing = hand.asked > 0 || downstream.unsettled;
+        return missing.then_some(Part::Target);
+    }
+    match hand.waiting > hand.reading {
+        true => Some(Part::Proxy),
+        false => Some(Part::Source),
+    }
+}
+
+/// For how long each part held the others up, nanoseconds summed over workers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WorkerTime {
-    /// Computing: scan, hash, compress.
-    pub busy_ns: u64,
-    /// Waiting for reads.
+    /// The source.
     pub source_ns: u64,
-    /// Waiting for the network.
+    /// The proxy.
+    pub proxy_ns: u64,
+    /// The network.
     pub network_ns: u64,
-    /// Waiting for the target.
+    /// The target.
     pub target_ns: u64,
 }
 
 impl WorkerTime {
-    /// Adds a wait.
-    pub fn add_wait(&mut self, wait: Wait, took: Duration) {
+    /// Adds a time for which a part held the others up.
+    pub fn add(&mut self, part: Part, took: Duration) {
         let ns = took.as_nanos() as u64;
-        match wait {
-            Wait::Source => self.source_ns += ns,
-            Wait::Network => self.network_ns += ns,
-            Wait::Target => self.target_ns += ns,
+        match part {
+            Part::Source => self.source_ns += ns,
+            Part::Proxy => self.proxy_ns += ns,
+            Part::Network => self.network_ns += ns,
+            Part::Target => self.target_ns += ns,
         }
     }
 
     /// Adds another worker's time.
     pub fn merge(&mut self, other: &WorkerTime) {
-        self.busy_ns += other.busy_ns;
         self.source_ns += other.source_ns;
+        self.proxy_ns += other.proxy_ns;
         self.network_ns += other.network_ns;
         self.target_ns += other.target_ns;
     }
 
     /// Shares in percent; they add up to 100 unless nothing was measured.
     pub fn bottleneck(&self) -> Bottleneck {
-        let sum = self.busy_ns + self.source_ns + self.network_ns + self.target_ns;
+        let sum = self.source_ns + self.proxy_ns + self.network_ns + self.target_ns;
         let percent = |ns: u64| if sum == 0 { 0.0 } else { round1(ns as f64 * 100.0 / sum as f64) };
         Bottleneck {
             source: percent(self.source_ns),
-            proxy: percent(self.busy_ns),
+            proxy: percent(self.proxy_ns),
             network: percent(self.network_ns),
             target: percent(self.target_ns),
         }
@@ -199,7 +263,7 @@ impl WorkerTime {
     pub fn times(&self) -> BottleneckTimes {
         BottleneckTimes {
             source_ms: self.source_ns / 1_000_000,
-            proxy_ms: self.busy_ns / 1_000_000,
+            proxy_ms: self.proxy_ns / 1_000_000,
             network_ms: self.network_ns / 1_000_000,
             target_ms: self.target_ns / 1_000_000,
         }
@@ -210,29 +274,29 @@ fn round1(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }
 
-/// Which part of the road the workers' time was spent on or waiting for, in percent.
+/// For which share of the time each part of the road held the others up, in percent.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Bottleneck {
-    /// Waiting for the source's disk.
+    /// Reading the source's disk.
     pub source: f64,
     /// Computing on the proxy.
     pub proxy: f64,
-    /// Waiting for the network (or the throttle).
+    /// The network (or the throttle).
     pub network: f64,
-    /// Waiting for the repository.
+    /// The repository.
     pub target: f64,
 }
 
 /// The same in milliseconds, summed over workers.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct BottleneckTimes {
-    /// Waiting for the source's disk.
+    /// Reading the source's disk.
     pub source_ms: u64,
     /// Computing on the proxy.
     pub proxy_ms: u64,
-    /// Waiting for the network (or the throttle).
+    /// The network (or the throttle).
     pub network_ms: u64,
-    /// Waiting for the repository.
+    /// The repository.
     pub target_ms: u64,
 }
 
@@ -276,14 +340,16 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
-    use super::{Stage, TaskStages, Wait, WorkerTime};
+    use super::{
+        Downstream, DownstreamState, InHand, Part, Stage, TaskStages, WorkerTime, limiting,
+    };
     use std::time::Duration;
 
     #[test]
     fn shares_add_up_and_histograms_merge() {
-        let mut time = WorkerTime { busy_ns: 2_000_000, ..WorkerTime::default() };
-        time.add_wait(Wait::Network, Duration::from_millis(6));
-        time.add_wait(Wait::Source, Duration::from_millis(2));
+        let mut time = WorkerTime { proxy_ns: 2_000_000, ..WorkerTime::default() };
+        time.add(Part::Network, Duration::from_millis(6));
+        time.add(Part::Source, Duration::from_millis(2));
         let shares = time.bottleneck();
         assert_eq!((shares.source, shares.proxy, shares.network), (20.0, 20.0, 60.0));
         assert_eq!(shares.name(), "network");
@@ -295,5 +361,32 @@ mod tests {
         let hash = &one.summary()[Stage::Hash as usize];
         assert_eq!((hash.bytes, hash.blocks, hash.p50_us), (3, 2, 10));
         assert!(hash.max_us >= 99_000_000);
+    }
+
+    #[test]
+    fn the_last_queue_on_the_road_tells_what_holds_the_others_up() {
+        let free = DownstreamState::default();
+        let state = |part| DownstreamState { backlog: Some(part), unsettled: true };
+        let hand = |reading, waiting, asked| InHand { reading, waiting, asked, slots: 8 };
+        for (downstream, hand, expected) in [
+            (free, hand(0, 0, 0), None),
+            (free, hand(4, 1, 0), Some(Part::Source)),
+            (free, hand(1, 4, 0), Some(Part::Proxy)),
+            (free, hand(2, 0, 5), Some(Part::Target)),
+            (free, hand(0, 0, 1), Some(Part::Target)),
+            (state(Part::Network), hand(0, 6, 0), Some(Part::Network)),
+            (state(Part::Target), hand(0, 0, 0), Some(Part::Target)),
+            (DownstreamState { backlog: None, unsettled: true }, hand(0, 0, 0), Some(Part::Target)),
+            (DownstreamState { backlog: None, unsettled: true }, hand(3, 0, 0), Some(Part::Source)),
+        ] {
+            assert_eq!(limiting(downstream, hand), expected, "{downstream:?} {hand:?}");
+        }
+        let published = Downstream::default();
+        for backlog in [None, Some(Part::Network), Some(Part::Target)] {
+            for unsettled in [false, true] {
+                published.set(DownstreamState { backlog, unsettled });
+                assert_eq!(published.get(), DownstreamState { backlog, unsettled });
+            }
+        }
     }
 }

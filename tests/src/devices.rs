@@ -96,6 +96,73 @@ impl Drop for Volume {
     }
 }
 
+/// A mounted ext4 on a device of a certain speed, in memory; unmounted when dropped.
+#[derive(Debug)]
+pub struct SlowVolume {
+    mount: PathBuf,
+    rate: PathBuf,
+    device: Option<LoopDevice>,
+    fuse: PathBuf,
+    server: Option<std::process::Child>,
+}
+
+impl SlowVolume {
+    /// Of `bytes`, as fast as it can be at first: nbdkit's memory plugin below its rate filter, shown
+    /// as a file by nbdfuse, under a loop device.
+    pub fn ext4(scratch: &Scratch, bytes: u64) -> SlowVolume {
+        let [fuse, mount] = ["slow-device", "slow-volume"].map(|name| scratch.join(name));
+        std::fs::create_dir(&fuse).expect("a folder");
+        std::fs::create_dir(&mount).expect("a mount point");
+        let rate = scratch.write("slow-rate", UNLIMITED);
+        let mut server = Command::new("nbdfuse");
+        server.arg(fuse.join("disk")).args(["--command", "nbdkit", "-s", "--filter=rate"]);
+        server.arg("memory").arg(format!("size={bytes}"));
+        server
+            .arg(format!("rate={UNLIMITED}"))
+            .arg("burstiness=0.05")
+            .arg(format!("rate-file={}", rate.display()));
+        let server = server.spawn().expect("nbdfuse (package libnbd-bin) runs");
+        let mut volume = SlowVolume { mount, rate, device: None, fuse, server: Some(server) };
+        let disk = volume.fuse.join("disk");
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !disk.exists() {
+            assert!(std::time::Instant::now() < until, "nbdfuse shows no disk");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        output_of(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-F"]).arg(&disk));
+        let device = LoopDevice::attach(&disk, false);
+        output_of(Command::new("mount").arg(device.path()).arg(&volume.mount));
+        volume.device = Some(device);
+        volume
+    }
+
+    /// From now on it takes so many bytes a second.
+    pub fn limit(&self, bytes_per_second: Option<u64>) {
+        let text = bytes_per_second.map_or(UNLIMITED.to_owned(), |rate| (rate * 8).to_string());
+        std::fs::write(&self.rate, text).expect("writable");
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.mount
+    }
+}
+
+/// Bits a second.
+const UNLIMITED: &str = "1000000000000";
+
+impl Drop for SlowVolume {
+    fn drop(&mut self) {
+        self.limit(None);
+        unmount(&self.mount);
+        drop(self.device.take());
+        unmount(&self.fuse);
+        if let Some(mut server) = self.server.take() {
+            let _ = server.wait();
+        }
+    }
+}
+
 /// A file system in memory, where files may be larger than ext4 allows; unmounted when dropped.
 #[derive(Debug)]
 pub struct Memory {

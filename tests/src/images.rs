@@ -107,6 +107,19 @@ pub fn noise_disk(path: &Path, bytes: u64, seed: u64) {
     }
 }
 
+/// A disk of `bytes` of which about half can be compressed away, and no two blocks are the same.
+pub fn half_noise_disk(path: &Path, bytes: u64, seed: u64) {
+    let mut random = Rng::with_seed(seed);
+    let disk = blank(path, bytes);
+    for start in (0..bytes).step_by(MIB as usize) {
+        let length = MIB.min(bytes - start) as usize;
+        let mut piece = noise(&mut random, length);
+        let words = text(&mut random, length / 2);
+        piece[..words.len()].copy_from_slice(&words);
+        disk.write_all_at(&piece, start).expect("writable");
+    }
+}
+
 /// Writes `bytes` at a position.
 pub fn overwrite(path: &Path, position: u64, bytes: &[u8]) {
     let file = File::options().write(true).open(path).expect("an existing file");

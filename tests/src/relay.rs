@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
@@ -145,6 +145,12 @@ pub struct TcpRelay {
 impl TcpRelay {
     /// In front of `server`.
     pub fn start(server: SocketAddr) -> TcpRelay {
+        TcpRelay::with_rate(server, u64::MAX)
+    }
+
+    /// In front of `server`; all clients together send it that many bytes a second.
+    pub fn with_rate(server: SocketAddr, bytes_per_second: u64) -> TcpRelay {
+        let line = Arc::new(Line { bytes_per_second, free_at: Mutex::new(Instant::now()) });
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a listener can wait");
         let address = listener.local_addr().expect("bound");
@@ -156,7 +162,7 @@ impl TcpRelay {
             std::thread::spawn(move || {
                 while !over.load(Ordering::Relaxed) {
                     match listener.accept() {
-                        Ok((client, _)) => join(client, server, &open, &bytes),
+                        Ok((client, _)) => join(client, server, &open, &bytes, &line),
                         Err(_) => std::thread::sleep(LOOK / 10),
                     }
                 }
@@ -192,21 +198,46 @@ impl Drop for TcpRelay {
     }
 }
 
+/// A line of a certain width that several connections share.
+struct Line {
+    bytes_per_second: u64,
+    /// When what was sent so far has passed.
+    free_at: Mutex<Instant>,
+}
+
+impl Line {
+    /// Waits until these bytes have passed.
+    fn pass(&self, bytes: usize) {
+        if self.bytes_per_second == u64::MAX {
+            return;
+        }
+        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        let passed = {
+            let mut free_at = self.free_at.lock().expect("no panic");
+            *free_at = (*free_at).max(Instant::now()) + takes;
+            *free_at
+        };
+        std::thread::sleep(passed.saturating_duration_since(Instant::now()));
+    }
+}
+
 /// Copies both ways until one end closes; the copying threads end with the streams.
 fn join(
     client: TcpStream,
     server: SocketAddr,
     open: &Mutex<Vec<TcpStream>>,
     bytes: &Arc<AtomicU64>,
+    line: &Arc<Line>,
 ) {
     let Ok(server) = TcpStream::connect(server) else { return };
     let _ = client.set_nonblocking(false);
     let clone = |stream: &TcpStream| stream.try_clone().expect("a stream can be shared");
     let forth = (clone(&client), clone(&server), Arc::clone(bytes));
     let back = (clone(&server), clone(&client), Arc::default());
-    for (mut from, mut to, bytes) in [forth, back] {
+    let lines = [Some(Arc::clone(line)), None];
+    for ((mut from, mut to, bytes), line) in [forth, back].into_iter().zip(lines) {
         std::thread::spawn(move || {
-            copy(&mut from, &mut to, &bytes);
+            copy(&mut from, &mut to, &bytes, line.as_deref());
             let _ = to.shutdown(std::net::Shutdown::Both);
             let _ = from.shutdown(std::net::Shutdown::Both);
         });
@@ -214,9 +245,12 @@ fn join(
     open.lock().expect("no panic").extend([client, server]);
 }
 
-fn copy(from: &mut TcpStream, to: &mut TcpStream, bytes: &AtomicU64) {
+fn copy(from: &mut TcpStream, to: &mut TcpStream, bytes: &AtomicU64, line: Option<&Line>) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if let Some(line) = line {
+            line.pass(length);
+        }
         if to.write_all(&buffer[..length]).is_err() {
             return;
         }

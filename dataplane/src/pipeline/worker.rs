@@ -25,7 +25,7 @@ use super::ReportSender;
 use crate::compress::Compressor;
 use crate::filter;
 use crate::reader::{ReadDone, Reader};
-use crate::stats::{Downstream, Progress, Stage, TaskStages, Wait, WorkerTime};
+use crate::stats::{Downstream, InHand, Part, Progress, Stage, TaskStages, WorkerTime, limiting};
 use crate::unit::Unit;
 
 /// The target's answer about one block.
@@ -80,6 +80,8 @@ pub struct Worker {
     asked: HashMap<(TaskNumber, u64), Held>,
     wanted: VecDeque<Held>,
     stats: WorkerStats,
+    /// Until when it is told which part held the others up.
+    told_until: Instant,
 }
 
 impl Worker {
@@ -123,7 +125,8 @@ impl Worker {
         let compressor = Compressor::new(setup.compression)
             .map_err(|error| internal(format!("zstd: {error}")))?;
         let (asked, wanted) = (HashMap::new(), VecDeque::new());
-        Ok(Worker { setup, pool, reader, compressor, asked, wanted, stats })
+        let told_until = Instant::now();
+        Ok(Worker { setup, pool, reader, compressor, asked, wanted, stats, told_until })
     }
 
     fn run(mut self) -> WorkerStats {
@@ -143,24 +146,40 @@ impl Worker {
 
     /// Sleeps until a read completes, an answer or a unit comes, or a slot returns.
     fn rest(&mut self) -> Result<(), Failure> {
-        let waits_for = if !self.wanted.is_empty() {
-            Some(self.setup.downstream.get())
-        } else if self.reader.in_flight() > 0 {
-            Some(Wait::Source)
-        } else if !self.asked.is_empty() {
-            Some(match self.setup.downstream.get() {
-                Wait::Network => Wait::Network,
-                _ => Wait::Target,
-            })
-        } else {
-            None
-        };
-        let from = Instant::now();
-        self.reader.wait(Duration::from_millis(200))?;
-        if let Some(wait) = waits_for {
-            self.stats.time.add_wait(wait, from.elapsed());
+        // Before the wait: what it waits for has come by its end.
+        let part = self.limiting();
+        // Looking may have taken a block in, for which nothing wakes the ring again.
+        if self.reader.ready() == 0 {
+            self.reader.wait(Duration::from_millis(200))?;
         }
+        self.tell(part);
         Ok(())
+    }
+
+    /// Which part holds the others up.
+    fn limiting(&mut self) -> Option<Part> {
+        let waiting = self.reader.ready() + self.wanted.len();
+        let hand = InHand {
+            reading: self.reader.in_flight(),
+            waiting,
+            asked: self.asked.len(),
+            slots: self.setup.read_slots,
+        };
+        limiting(self.setup.downstream.get(), hand)
+    }
+
+    /// Counts the time since the last telling for this part.
+    fn tell(&mut self, part: Option<Part>) {
+        let now = Instant::now();
+        if let Some(part) = part {
+            self.stats.time.add(part, now - self.told_until);
+        }
+        self.told_until = now;
+    }
+
+    fn tell_limiting(&mut self) {
+        let part = self.limiting();
+        self.tell(part);
     }
 
     fn start_reads(&mut self) {
@@ -180,9 +199,8 @@ impl Worker {
         let mut did = false;
         while let Some(done) = self.reader.next_done() {
             did = true;
-            let from = Instant::now();
             self.handle_read(done);
-            self.stats.time.busy_ns += from.elapsed().as_nanos() as u64;
+            self.tell_limiting();
             // Keep the disk busy while the next block is being computed on.
             self.start_reads();
         }
@@ -269,7 +287,6 @@ impl Worker {
             checksum: StoredChecksum::of(stored),
         };
         let took = from.elapsed();
-        self.stats.time.busy_ns += took.as_nanos() as u64;
         let stages = self.stats.tasks.entry(task).or_default();
         stages.stage(Stage::Compress).record(held.len as u64, took);
         Progress::add(&held.unit.disk.progress.sent_bytes, compressed.len as u64);
@@ -277,6 +294,7 @@ impl Worker {
         let block = held.unit.block;
         drop(held);
         self.setup.reports.send(SourceReport::Ready { task, block, head, payload });
+        self.tell_limiting();
         true
     }
 

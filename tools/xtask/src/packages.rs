@@ -58,6 +58,7 @@ const COUNTERPARTS: &[Need] = &[
     need("qemu-io", "qemu-utils"),
     need("qemu-nbd", "qemu-utils"),
     need("nbdkit", "nbdkit"),
+    need("nbdfuse", "libnbd-bin"),
     need("go", "golang-go"),
     need(
         "/usr/share/gocode/src/github.com/vmware/govmomi/simulator",
