@@ -98,6 +98,41 @@ impl<'a> Ext4<'a> {
         }
     }
 
+    /// Gives what is free by the union rule, without regard to what [`GuestFs::free`] allows; for tests.
+    ///
+    /// # Errors
+    /// As [`GuestFs::free`].
+    #[doc(hidden)]
+    pub fn free_blocks(&self, give: &mut dyn FnMut(Extent)) -> Result<(), Refused> {
+        let superblock = &self.image.superblock;
+        let worth = limits::RANGE_BYTES_MIN.div_ceil(superblock.block_bytes);
+        let mut run = (0, 0);
+        let mut end_run = |run: &mut (u64, u64)| -> Result<(), Refused> {
+            if run.1 >= worth {
+                give(self.image.bytes(run.0, run.1)?);
+            }
+            run.1 = 0;
+            Ok(())
+        };
+        for (group, number) in self.groups.iter().zip(0..) {
+            let Some(used) = groups::used_blocks(&self.image, number, group)? else {
+                end_run(&mut run)?;
+                continue;
+            };
+            let start = superblock.first_block + number * superblock.group_blocks;
+            for bit in 0..groups::blocks_in(superblock, number) {
+                if groups::is_set(&used, bit) {
+                    end_run(&mut run)?;
+                } else if run.1 == 0 {
+                    run = (start + bit, 1);
+                } else {
+                    run.1 += 1;
+                }
+            }
+        }
+        end_run(&mut run)
+    }
+
     /// Gives the metadata at fixed places and the journal.
     fn metadata(&self, give: &mut dyn FnMut(Extent)) -> Result<(), Refused> {
         let (image, superblock) = (&self.image, &self.image.superblock);
@@ -213,33 +248,7 @@ impl GuestFs for Ext4<'_> {
 
     fn free(&self, give: &mut dyn FnMut(Extent)) -> Result<(), Refused> {
         self.gate()?;
-        let superblock = &self.image.superblock;
-        let worth = limits::RANGE_BYTES_MIN.div_ceil(superblock.block_bytes);
-        let mut run = (0, 0);
-        let mut end_run = |run: &mut (u64, u64)| -> Result<(), Refused> {
-            if run.1 >= worth {
-                give(self.image.bytes(run.0, run.1)?);
-            }
-            run.1 = 0;
-            Ok(())
-        };
-        for (group, number) in self.groups.iter().zip(0..) {
-            let Some(used) = groups::used_blocks(&self.image, number, group)? else {
-                end_run(&mut run)?;
-                continue;
-            };
-            let start = superblock.first_block + number * superblock.group_blocks;
-            for bit in 0..groups::blocks_in(superblock, number) {
-                if groups::is_set(&used, bit) {
-                    end_run(&mut run)?;
-                } else if run.1 == 0 {
-                    run = (start + bit, 1);
-                } else {
-                    run.1 += 1;
-                }
-            }
-        }
-        end_run(&mut run)
+        self.free_blocks(give)
     }
 
     fn system_files(

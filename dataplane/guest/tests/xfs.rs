@@ -13,40 +13,12 @@ use std::time::Duration;
 use gantry_guest::{Consistency, Disk, Extent, GuestFs, Reason, xfs};
 
 mod images;
+use images::host::Host;
 use images::judge::{self, Ends};
 use images::{Image, Loop, Mount, can, empty, run};
 
 const TOOLS: [&str; 6] = ["mkfs.xfs", "xfs_db", "xfs_freeze", "xfs_repair", "mkswap", "losetup"];
 const IMAGE_BYTES: u64 = 320 << 20;
-
-/// A folder on an XFS of its own, where copies of images are instant.
-struct Host {
-    _mount: Mount,
-    _device: Loop,
-    folder: tempfile::TempDir,
-}
-
-impl Host {
-    fn new() -> Host {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("host");
-        empty(&path, 16 << 30);
-        run("mkfs.xfs", &["-q", path.to_str().unwrap()]);
-        let device = Loop::whole(&path);
-        let mount = Mount::new(&device.0, &folder.path().join("on"), "nouuid");
-        Host { _mount: mount, _device: device, folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join("on").join(name)
-    }
-
-    fn copy(&self, from: &Path, name: &str) -> PathBuf {
-        let to = self.path(name);
-        run("cp", &["--reflink=always", from.to_str().unwrap(), to.to_str().unwrap()]);
-        to
-    }
-}
 
 /// An image, mounted.
 struct Guest {
@@ -283,8 +255,7 @@ fn a_snapshot_under_load_gives_nothing_that_is_live_after_replay() {
     if !can(true, &TOOLS) {
         return;
     }
-    let seeds: u64 =
-        std::env::var("GANTRY_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(4);
+    let seeds = images::seeds(4);
     let host = Host::new();
     let guest = Guest::new(&host, &[]);
     let (mut frozen, mut accepted) = (0, 0);
@@ -401,8 +372,7 @@ fn spoilt_structures_are_refused_without_panic_or_endless_reads() {
     let image = Image::open(&path);
     let good = structures(&image);
     assert!(good.len() >= 9, "kinds of structures");
-    let seeds: u64 =
-        std::env::var("GANTRY_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(4);
+    let seeds = images::seeds(4);
     let (mut refused, mut rounds) = (0, 0);
     for seed in 0..seeds * 60 {
         let mut random = fastrand::Rng::with_seed(seed);

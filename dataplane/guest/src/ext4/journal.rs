@@ -82,7 +82,9 @@ impl Journal {
     pub(super) fn last(&self, block: u64) -> Option<&Copy> {
         let copy = self.copies(block).last()?;
         let revoked = self.revoked.get(&block);
-        revoked.is_none_or(|sequence| *sequence < copy.sequence).then_some(copy)
+        // Sequences begin anew after 2^32.
+        let later = |sequence: &u32| (copy.sequence.wrapping_sub(*sequence) as i32) > 0;
+        revoked.is_none_or(later).then_some(copy)
     }
 
     /// A copy's bytes as they stand in the log in, as replay would write them out.
@@ -115,6 +117,10 @@ impl LogHeader {
     fn parse(bytes: &[u8], block_bytes: u64, blocks: u64) -> Result<LogHeader, Refused> {
         if be32(bytes, 0)? != MAGIC || be32(bytes, 4)? != SUPERBLOCK_V2 {
             return Err(Refused::new("its journal has no superblock that is known"));
+        }
+        if be32(bytes, 0x24)? != 0 {
+            // A checksum of whole transactions, by which replay may end earlier than it seems.
+            return Err(Refused::new("its journal has old checksums, which are not understood"));
         }
         let incompat = be32(bytes, 0x28)?;
         if incompat & !INCOMPAT_KNOWN != 0 {

@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 
 pub mod ext4;
+pub mod host;
 pub mod judge;
 
 use std::fs::File;
@@ -78,6 +79,11 @@ pub fn can(root: bool, tools: &[&str]) -> bool {
     true
 }
 
+/// How many seeds a test runs: `GANTRY_SEEDS`, or the few that the default is.
+pub fn seeds(few: u64) -> u64 {
+    std::env::var("GANTRY_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(few)
+}
+
 /// A loop device over a file or a part of it, detached on drop.
 pub struct Loop(pub PathBuf);
 
@@ -99,6 +105,12 @@ impl Loop {
             &length,
             path.to_str().unwrap(),
         ];
+        Loop(run("losetup", &arguments).trim().into())
+    }
+
+    /// Over the whole file, past its cache.
+    pub fn direct(path: &Path) -> Loop {
+        let arguments = ["--find", "--show", "--direct-io=on", path.to_str().unwrap()];
         Loop(run("losetup", &arguments).trim().into())
     }
 
