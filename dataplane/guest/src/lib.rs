@@ -17,6 +17,7 @@ pub mod swap;
 pub mod ext4;
 pub mod xfs;
 pub mod volumes;
+pub mod masks;
 pub mod filter_map;
 pub mod limits;
 pub mod volume;
@@ -24,6 +25,7 @@ pub mod volume;
 pub use cache::Cache;
 pub use disk::{Disk, View};
 pub use filter_map::{FilterMap, FilterOptions, Inspection, Refusal, filter_disk, inspect_disk};
+pub use masks::Masks;
 pub use signatures::VolumeKind;
 pub use volume::{
     Consistency, Extent, FileMasks, FileRange, GuestFs, Reason, Refused, SnapshotKind,

@@ -64,3 +64,7 @@ pub const PATH_BYTES_MAX: usize = 4096;
 pub const SAMPLED_FILES_MAX: usize = 512;
 /// Ranges of one sampled file.
 pub const SAMPLED_RANGES_MAX: usize = 1 << 16;
+/// Masks of excluded files.
+pub const MASKS_MAX: usize = 1000;
+/// Bytes of one mask.
+pub const MASK_BYTES_MAX: usize = 1024;

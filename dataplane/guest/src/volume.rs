@@ -84,6 +84,10 @@ pub trait FileMasks {
     fn excludes(&self, path: &str) -> bool;
     /// Whether something beneath this folder may be excluded; false saves a walk.
     fn may_exclude_beneath(&self, folder: &str) -> bool;
+    /// The same where case does not matter (NTFS), if that differs.
+    fn ignoring_case(&self) -> Option<&dyn FileMasks> {
+        None
+    }
 }
 
 /// A range that belongs to a file.

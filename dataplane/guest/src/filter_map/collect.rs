@@ -124,6 +124,8 @@ pub(super) fn file_system(
         volume.files("swap and page files", ask);
     }
     if let Some(masks) = options.excluded {
+        let folded = masks.ignoring_case().filter(|_| system.kind() == "ntfs");
+        let masks = folded.unwrap_or(masks);
         let ask: Ask = &|give, left_out| system.excluded_files(masks, give, left_out);
         volume.files("excluded files", ask);
     }
