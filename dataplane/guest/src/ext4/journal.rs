@@ -111,16 +111,14 @@ struct LogHeader {
     start: u64,
     wide: bool,
     checks: Checks,
+    /// A checksum of whole transactions, by which a replay may end earlier than it seems.
+    old_checksums: bool,
 }
 
 impl LogHeader {
     fn parse(bytes: &[u8], block_bytes: u64, blocks: u64) -> Result<LogHeader, Refused> {
         if be32(bytes, 0)? != MAGIC || be32(bytes, 4)? != SUPERBLOCK_V2 {
             return Err(Refused::new("its journal has no superblock that is known"));
-        }
-        if be32(bytes, 0x24)? != 0 {
-            // A checksum of whole transactions, by which replay may end earlier than it seems.
-            return Err(Refused::new("its journal has old checksums, which are not understood"));
         }
         let incompat = be32(bytes, 0x28)?;
         if incompat & !INCOMPAT_KNOWN != 0 {
@@ -148,6 +146,7 @@ impl LogHeader {
             start: u64::from(be32(bytes, 0x1c)?),
             wide: incompat & INCOMPAT_64BIT != 0,
             checks,
+            old_checksums: be32(bytes, 0x24)? != 0,
         };
         let bounds = header.first >= 1 && header.first < header.end && header.end <= blocks;
         let started = header.start == 0 || (header.first..header.end).contains(&header.start);
@@ -176,6 +175,9 @@ pub(super) fn read_log(
     let header = LogHeader::parse(&read(place(0)?)?, block_bytes, blocks)?;
     if header.start == 0 {
         return Ok(None);
+    }
+    if header.old_checksums {
+        return Err(Refused::new("its journal has old checksums, which are not understood"));
     }
     let journal = Journal { checks: header.checks, ..Journal::default() };
     let mut scan = Scan {
