@@ -86,24 +86,25 @@ impl<'a> Ext4<'a> {
         folder::entries(&self.image, folder, give)
     }
 
-    /// Refuses what is not certain enough for a filter. That includes a journal to be replayed: the
-    /// union rule over it is written, but not yet proven on snapshots of live load.
-    fn gate(&self) -> Result<(), Refused> {
+    /// Refuses to name free blocks where what is on disk and in the journal does not tell.
+    fn gate_blocks(&self) -> Result<(), Refused> {
         match &self.consistency {
-            Consistency::Clean | Consistency::Quiesced => Ok(()),
-            Consistency::Replayable => {
-                Err(Refused::new("its journal is not replayed; quiesce the snapshot to filter it"))
-            }
+            Consistency::Clean | Consistency::Quiesced | Consistency::Replayable => Ok(()),
             Consistency::Unsafe(why) => Err(Refused::new(why.clone())),
         }
     }
 
-    /// Gives what is free by the union rule, without regard to what [`GuestFs::free`] allows; for tests.
-    ///
-    /// # Errors
-    /// As [`GuestFs::free`].
-    #[doc(hidden)]
-    pub fn free_blocks(&self, give: &mut dyn FnMut(Extent)) -> Result<(), Refused> {
+    /// Refuses to name content of files before a replay: nothing like the union rule holds for it.
+    fn gate_files(&self) -> Result<(), Refused> {
+        if self.consistency == Consistency::Replayable {
+            let text = "its journal is not replayed; quiesce the snapshot to filter files";
+            return Err(Refused::new(text));
+        }
+        self.gate_blocks()
+    }
+
+    /// Gives what is free by the union rule.
+    fn free_blocks(&self, give: &mut dyn FnMut(Extent)) -> Result<(), Refused> {
         let superblock = &self.image.superblock;
         let worth = limits::RANGE_BYTES_MIN.div_ceil(superblock.block_bytes);
         let mut run = (0, 0);
@@ -247,7 +248,7 @@ impl GuestFs for Ext4<'_> {
     }
 
     fn free(&self, give: &mut dyn FnMut(Extent)) -> Result<(), Refused> {
-        self.gate()?;
+        self.gate_blocks()?;
         self.free_blocks(give)
     }
 
@@ -256,7 +257,7 @@ impl GuestFs for Ext4<'_> {
         give: &mut dyn FnMut(FileRange),
         left_out: &mut dyn FnMut(&str, Refused),
     ) -> Result<(), Refused> {
-        self.gate()?;
+        self.gate_files()?;
         self.swap_files(give, left_out)
     }
 
@@ -266,7 +267,7 @@ impl GuestFs for Ext4<'_> {
         give: &mut dyn FnMut(FileRange),
         left_out: &mut dyn FnMut(&str, Refused),
     ) -> Result<(), Refused> {
-        self.gate()?;
+        self.gate_files()?;
         self.excluded(masks, give, left_out)
     }
 
