@@ -15,6 +15,7 @@ pub mod source;
 pub mod transport_mode;
 pub mod wire;
 pub mod work;
+pub mod stages;
 pub mod control;
 pub mod enrolment;
 pub mod policy;

@@ -27,8 +27,9 @@ use crate::pipeline::plan::{PlanOptions, ReadMode};
 use crate::pipeline::{Pipeline, PipelineSettings, PipelineStats};
 use crate::send::disks::{SessionDisk, SessionDisks};
 use crate::send::{SendDriver, SendStats, Sent};
-use crate::stats::{Bottleneck, BottleneckTimes, Progress, StageSummary};
+use crate::stats::{Bottleneck, BottleneckTimes, Progress};
 use crate::transport::Pacer;
+use gantry_common::stages::StageNumbers;
 
 /// One disk of a backup.
 #[derive(Debug, Clone)]
@@ -206,7 +207,7 @@ pub struct DiskReport {
     #[serde(flatten)]
     pub volumes: Volumes,
     /// Stages as the workers saw them.
-    pub stages: Vec<StageSummary>,
+    pub stages: Vec<StageNumbers>,
 }
 
 /// What came of a session.
@@ -243,7 +244,7 @@ pub struct BackupReport {
     /// Each disk.
     pub disks: Vec<DiskReport>,
     /// Sending and durability, as the network thread saw them.
-    pub network: Vec<StageSummary>,
+    pub network: Vec<StageNumbers>,
     /// The session's log: choices and their reasons, warnings.
     pub log: Vec<String>,
 }

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
+use gantry_common::stages::StageNumbers;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -58,9 +59,9 @@ impl StageStats {
     }
 
     /// For the report.
-    pub fn summary(&self, stage: &'static str) -> StageSummary {
-        StageSummary {
-            stage,
+    pub fn summary(&self, stage: &str) -> StageNumbers {
+        let mut numbers = StageNumbers {
+            stage: stage.to_owned(),
             bytes: self.bytes,
             busy_seconds: self.busy_ns as f64 / 1e9,
             blocks: self.latency_us.len(),
@@ -68,7 +69,12 @@ impl StageStats {
             p90_us: self.latency_us.value_at_quantile(0.9),
             p99_us: self.latency_us.value_at_quantile(0.99),
             max_us: self.latency_us.max(),
+            buckets_us: Vec::new(),
+        };
+        for step in self.latency_us.iter_recorded() {
+            numbers.count(step.value_iterated_to(), step.count_at_value());
         }
+        numbers
     }
 
     /// Adds another worker's numbers.
@@ -98,30 +104,9 @@ impl TaskStages {
     }
 
     /// For the report.
-    pub fn summary(&self) -> Vec<StageSummary> {
+    pub fn summary(&self) -> Vec<StageNumbers> {
         self.0.iter().zip(STAGE_NAMES).map(|(stage, name)| stage.summary(name)).collect()
     }
-}
-
-/// One stage of the report.
-#[derive(Debug, Clone, Serialize)]
-pub struct StageSummary {
-    /// Its name.
-    pub stage: &'static str,
-    /// Bytes in.
-    pub bytes: u64,
-    /// Seconds of work over all workers.
-    pub busy_seconds: f64,
-    /// Blocks.
-    pub blocks: u64,
-    /// Median latency, microseconds.
-    pub p50_us: u64,
-    /// 90th percentile.
-    pub p90_us: u64,
-    /// 99th percentile.
-    pub p99_us: u64,
-    /// Longest.
-    pub max_us: u64,
 }
 
 /// A part of the road that can hold the others up.

@@ -15,6 +15,8 @@ use fastrand::Rng;
 
 /// Bytes of the headers of IPv4 and UDP, which are on the wire too.
 const HEADERS: u64 = 28;
+/// Of the time in which nothing passed through a line, so much is made up for.
+const CATCHES_UP: Duration = Duration::from_millis(50);
 /// How often threads look whether they are to end.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -214,7 +216,9 @@ impl Line {
         let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         let passed = {
             let mut free_at = self.free_at.lock().expect("no panic");
-            *free_at = (*free_at).max(Instant::now()) + takes;
+            // A thread that woke up late makes up for it: a line has no such pauses.
+            let idle_since = Instant::now().checked_sub(CATCHES_UP).unwrap_or(*free_at);
+            *free_at = (*free_at).max(idle_since) + takes;
             *free_at
         };
         std::thread::sleep(passed.saturating_duration_since(Instant::now()));

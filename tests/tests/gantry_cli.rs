@@ -120,6 +120,10 @@ fn from_the_log_in_to_the_restore_point() {
         }
         assert!(gantry.ok(&["session", "list", "--job", "nightly"]).contains("success"));
         assert!(gantry.ok(&["session", "events", "last"]).contains("snapshot"));
+        let stages = gantry.ok(&["session", "show", "last", "--stages"]);
+        for stage in ["read", "scan", "hash", "query", "compress", "send", "durable"] {
+            assert!(stages.contains(&format!("\n  {stage} ")), "{stage}: {stages}");
+        }
         let shown = gantry.json(&["session", "show", "last"]);
         assert_eq!(shown["session"]["totals"]["vms_done"], 2);
         let only = gantry.ok(&["job", "start", "nightly", "--vm", "idle", "--full", "--watch"]);

@@ -1,9 +1,10 @@
 //! A session's sums out of the movers' reports of its disks. Pure.
 //!
 //! In: reports as the runs' documents keep them. Out: [`SessionTotals`] with skipped bytes by reason and
-//! the bottleneck; what does not add up, in words. Invariant: what was skipped for each reason and what
+//! the bottleneck, and the stages with their latencies; what does not add up, in words. Invariant: what was skipped for each reason and what
 //! was sent is exactly what was processed, in each report and in the sum.
 
+use gantry_common::stages::{StageNumbers, add_up};
 use gantry_database::model::SessionTotals;
 use serde_json::{Map, Value, json};
 
@@ -17,6 +18,7 @@ pub(super) struct Sums {
     sent_raw: u64,
     skipped: Map<String, Value>,
     times_ms: [u64; STAGES.len()],
+    stages: Vec<StageNumbers>,
     wrong: Vec<String>,
 }
 
@@ -56,6 +58,11 @@ impl Sums {
                 "{name}: {processed} bytes were processed, and {fates} of them have a fate"
             ));
         }
+        let stages = |list: &Value| serde_json::from_value::<Vec<StageNumbers>>(list.clone());
+        let of_disks = report["disks"].as_array().into_iter().flatten().map(|disk| &disk["stages"]);
+        for list in of_disks.chain([&report["network"]]) {
+            add_up(&mut self.stages, &stages(list).unwrap_or_default());
+        }
         for (time, stage) in self.times_ms.iter_mut().zip(STAGES) {
             *time += number(&report["bottleneck_times"][format!("{stage}_ms")]);
         }
@@ -76,6 +83,7 @@ impl Sums {
             "bytes_sent_raw": self.sent_raw,
             "bottleneck": name,
             "bottleneck_percent": shares,
+            "stages": self.stages,
         });
         (SessionTotals { more, ..self.totals }, self.wrong)
     }
@@ -91,6 +99,10 @@ mod tests {
             "bytes_processed": processed, "bytes_read": 70, "bytes_transferred": 20,
             "bytes_stored": 15, "bytes_sent_raw": 40,
             "bytes_skipped": { "zero": 30, "unchanged": 25, "duplicate": 5, "resumed": 0 },
+            "disks": [{ "stages": [{ "stage": "read", "bytes": 70, "busy_seconds": 0.5, "blocks": 7,
+                "p50_us": 90, "p90_us": 90, "p99_us": 90, "max_us": 90, "buckets_us": [[91, 7]] }] }],
+            "network": [{ "stage": "send", "bytes": 20, "busy_seconds": 0.1, "blocks": 4, "p50_us": 5,
+                "p90_us": 5, "p99_us": 5, "max_us": 5, "buckets_us": [[5, 4]] }],
             "bottleneck_times": { "source_ms": 10, "proxy_ms": 70, "network_ms": 15, "target_ms": 5 },
         })
     }
@@ -110,6 +122,9 @@ mod tests {
         assert_eq!(totals.more["bytes_skipped"]["unchanged"], 50);
         assert_eq!(totals.more["bottleneck"], "proxy");
         assert_eq!(totals.more["bottleneck_percent"]["proxy"], 70.0);
+        let stages = &totals.more["stages"];
+        assert_eq!((&stages[0]["stage"], &stages[0]["blocks"]), (&json!("read"), &json!(14)));
+        assert_eq!((&stages[0]["p99_us"], &stages[1]["bytes"]), (&json!(90), &json!(40)));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::time::Duration;
 use gantry_common::ids::PointId;
 use serde::Serialize;
 
-use crate::stats::{Bottleneck, StageStats, StageSummary};
+use crate::stats::{Bottleneck, StageStats};
+use gantry_common::stages::StageNumbers;
 
 /// Live numbers of one restore, for progress displays. Bytes.
 #[derive(Debug, Default)]
@@ -82,7 +83,7 @@ impl Stats {
     }
 
     /// For the report.
-    pub(super) fn summary(&self) -> Vec<StageSummary> {
+    pub(super) fn summary(&self) -> Vec<StageNumbers> {
         STAGES.iter().map(|(stage, name)| self.stages[*stage as usize].summary(name)).collect()
     }
 
@@ -131,7 +132,7 @@ pub struct RestoreReport {
     /// Connections that were lost and made again.
     pub reconnections: u64,
     /// Stages with their latencies (`receive` and `write` overlap).
-    pub stages: Vec<StageSummary>,
+    pub stages: Vec<StageNumbers>,
     /// Where the workers' time went: waiting for the repository to read (`source`), decompressing
     /// and verifying (`proxy`), waiting for the network, waiting for the destination (`target`).
     pub bottleneck: Bottleneck,
@@ -161,7 +162,7 @@ mod tests {
         two.record(Stage::Verify, 20, Duration::from_secs(100));
         two.merge(&one);
         let verify = &two.summary()[Stage::Verify as usize];
-        assert_eq!((verify.stage, verify.bytes, verify.blocks), ("verify", 30, 2));
+        assert_eq!((verify.stage.as_str(), verify.bytes, verify.blocks), ("verify", 30, 2));
         assert!(verify.max_us >= 99_000_000 && verify.p50_us < 2_100, "{verify:?}");
         let shares = one.bottleneck(0.25);
         assert_eq!((shares.source, shares.proxy, shares.network), (20.0, 20.0, 60.0));

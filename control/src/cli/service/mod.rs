@@ -249,6 +249,9 @@ pub(super) enum SessionCommand {
     Show {
         /// Id; 'last' is the newest.
         id: String,
+        /// Show what each stage of the road took, too: from the read of a block to its durability.
+        #[arg(long)]
+        stages: bool,
         #[command(flatten)]
         asked: Asked,
     },

@@ -98,10 +98,14 @@ pub(super) async fn session(command: SessionCommand) -> Result<(), Failure> {
             }
             show(&asked, &client.get(&path).await?, SESSIONS)
         }
-        SessionCommand::Show { id: name, asked } => {
+        SessionCommand::Show { id: name, stages, asked } => {
             let client = asked.client()?;
             let id = id(&client, &name).await?;
-            summary(&client, &asked, &id).await.map(drop)
+            let record = summary(&client, &asked, &id).await?;
+            if stages && !asked.json {
+                show_stages(&record["totals"]["more"]["stages"]);
+            }
+            Ok(())
         }
         SessionCommand::Watch { id: name, asked } => {
             let client = asked.client()?;
@@ -244,6 +248,40 @@ async fn summary(client: &Client, asked: &Asked, id: &str) -> Result<Value, Fail
         machine(vm);
     }
     Ok(record)
+}
+
+/// A line for each stage: bytes, time of work, and latencies of a block.
+fn show_stages(stages: &Value) {
+    let stages = stages.as_array().map(Vec::as_slice).unwrap_or_default();
+    if stages.is_empty() {
+        return say("  stages: none; they are known once a disk has been copied");
+    }
+    say(
+        "  stage           bytes   work of all    median      90 %      99 %   longest  (of a block)",
+    );
+    for stage in stages {
+        let name = stage["stage"].as_str().unwrap_or("-").replace(char::is_control, "?");
+        let number = |field: &str| stage[field].as_u64().unwrap_or(0);
+        let times = ["p50_us", "p90_us", "p99_us", "max_us"].map(|field| latency(number(field)));
+        say(&format!(
+            "  {name:<9} {:>11} {:>11.1} s {:>9} {:>9} {:>9} {:>9}",
+            bytes(number("bytes")),
+            stage["busy_seconds"].as_f64().unwrap_or(0.0),
+            times[0],
+            times[1],
+            times[2],
+            times[3],
+        ));
+    }
+}
+
+/// Microseconds for a person.
+fn latency(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} us"),
+        1_000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
+        _ => format!("{:.1} s", us as f64 / 1e6),
+    }
 }
 
 fn machine(vm: &Value) {
