@@ -8,6 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
+use utoipa::openapi::extensions::Extensions;
 use utoipa::openapi::path::{Operation, OperationBuilder, Parameter};
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder, ResponsesBuilder};
@@ -20,6 +21,9 @@ use crate::problem::{PROBLEM_TYPE, Problem};
 
 /// Name of the security scheme in the document.
 pub(crate) const SCHEME: &str = "token";
+
+/// Field of an operation that names the lowest role that may use it.
+const ROLE: &str = "x-gantry-role";
 
 /// A route.
 pub struct Route {
@@ -139,6 +143,7 @@ fn describe<P: Path, Q: Asked, B: Content, A: Answer>(
         let needs = format!("Needs a token of role {role} or above.");
         operation = operation
             .description(Some(needs))
+            .extensions(Some(Extensions::builder().add(ROLE, role).build()))
             .security(SecurityRequirement::new(SCHEME, Vec::<String>::new()));
     }
     operation.build()
@@ -153,6 +158,17 @@ fn problem() -> utoipa::openapi::Response {
 }
 
 impl Route {
+    /// Its answer needs a vCenter or a mover: one that fails or cannot be reached is no fault of
+    /// gantryd's, and is told as 502 or 503. No other route answers so while gantryd is well.
+    #[must_use]
+    pub(crate) fn asks_elsewhere(mut self) -> Route {
+        for status in [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE] {
+            let answers = &mut self.operation.responses.responses;
+            answers.insert(status.as_str().to_owned(), RefOr::T(problem()));
+        }
+        self
+    }
+
     /// With another parameter, such as a header.
     #[must_use]
     pub(crate) fn parameter(mut self, parameter: Parameter) -> Route {

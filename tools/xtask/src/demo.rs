@@ -8,9 +8,9 @@
 
 mod days;
 mod images;
-mod programs;
+pub mod programs;
 mod report;
-mod site;
+pub mod site;
 
 use std::path::PathBuf;
 
@@ -29,7 +29,9 @@ pub fn run(programs: Option<PathBuf>) -> Result<()> {
     shell::step("packages", || packages::ensure(packages::Task::Demo))?;
     let programs = match programs {
         Some(folder) => Programs::of(&std::path::absolute(folder)?),
-        None => shell::step("build gantryd, gantry, gantry-mover, gantry-sim (release)", build)?,
+        None => shell::step("build gantryd, gantry, gantry-mover, gantry-sim (release)", || {
+            build(&["gantry-dataplane", "gantry-control", "gantry-sim"])
+        })?,
     };
     let parent = crate::root().join("target");
     std::fs::create_dir_all(&parent)?;
@@ -57,11 +59,15 @@ pub fn run(programs: Option<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-fn build() -> Result<Programs> {
+/// Builds the programs of these packages.
+///
+/// # Errors
+/// When they do not compile.
+pub fn build(packages: &[&str]) -> Result<Programs> {
     let root = crate::root();
     let mut command = shell::cargo(&root);
-    command.args(["build", "--release", "--package", "gantry-dataplane", "--package"]);
-    command.args(["gantry-control", "--package", "gantry-sim", "--bins"]);
+    command.args(["build", "--release", "--bins"]);
+    command.args(packages.iter().flat_map(|package| ["--package", *package]));
     shell::show(&mut command)?;
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);

@@ -8,6 +8,7 @@ mod cleanup;
 mod corpus;
 mod crash;
 mod demo;
+mod fuzz;
 mod packages;
 mod shell;
 mod suite;
@@ -67,6 +68,18 @@ enum Command {
         #[arg(long, default_value_t = 4_000)]
         runs: u64,
     },
+    /// The REST API against schemathesis: without a token and as viewer, operator, administrator.
+    FuzzApi {
+        /// How long, over all passes.
+        #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u64).range(60..))]
+        seconds: u64,
+        /// Seed of what is sent (default: drawn and printed).
+        #[arg(long)]
+        seed: Option<u32>,
+        /// Use the programs of this folder instead of building them.
+        #[arg(long, value_name = "FOLDER")]
+        programs: Option<PathBuf>,
+    },
     /// Build disk images with real content, in two versions each.
     Corpus {
         /// Which images.
@@ -115,6 +128,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Crash { runs, threads } => crash::run(runs, threads),
         Command::Planted { filter, runs } => crash::planted(filter.as_deref(), runs),
         Command::Demo { programs } => demo::run(programs),
+        Command::FuzzApi { seconds, seed, programs } => fuzz::run(seconds, seed, programs),
         Command::Corpus { size, dir, seed, compact } => {
             let request = corpus::Request { size, folder: dir, seed, compact };
             corpus::build(&request).map(drop)

@@ -22,6 +22,8 @@ pub enum Task {
     Test,
     /// The demonstration (compiles, and builds one image).
     Demo,
+    /// The API against schemathesis (compiles).
+    Fuzz,
 }
 
 /// A command and the Debian package that brings it.
@@ -68,8 +70,9 @@ const COUNTERPARTS: &[Need] = &[
 
 fn needs(task: Task) -> impl Iterator<Item = &'static Need> {
     let compiler = if task == Task::Corpus { &[] } else { COMPILER };
+    let images = if task == Task::Fuzz { &[] } else { IMAGES };
     let counterparts = if task == Task::Test { COUNTERPARTS } else { &[] };
-    compiler.iter().chain(IMAGES).chain(counterparts)
+    compiler.iter().chain(images).chain(counterparts)
 }
 
 /// Whether a command, or a folder named by its path, is there.
@@ -101,7 +104,7 @@ fn missing<'a>(
 /// When something is missing and cannot be installed: the message is the line to type.
 pub fn ensure(task: Task) -> Result<()> {
     let mut packages = missing(needs(task), is_present);
-    if task == Task::Test && !python_makes_environments() {
+    if matches!(task, Task::Test | Task::Fuzz) && !python_makes_environments() {
         packages.extend(["python3", "python3-venv"]);
     }
     if !packages.is_empty() {
@@ -183,6 +186,7 @@ mod tests {
                 "util-linux",
                 "qemu-utils",
                 "nbdkit",
+                "libnbd-bin",
                 "golang-go",
                 "golang-github-vmware-govmomi-dev"
             ]

@@ -22,11 +22,11 @@ pub(super) fn routes() -> Vec<Route> {
     let head = |method, path, access, name, summary| Head { method, path, access, name, summary };
     let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     vec![
-        route(head(post.clone(), "/api/v1/vcenters/{id}/test", Access::OPERATOR, "vcenter_test", "Logs in to the vCenter and looks."), test),
-        route(head(get.clone(), "/api/v1/vcenters/{id}/vms", Access::VIEWER, "vcenter_vms", "Its virtual machines."), inventory),
-        route(head(get.clone(), "/api/v1/repositories/{id}/stat", Access::VIEWER, "repository_stat", "What the repository holds."), stat),
-        route(head(post.clone(), "/api/v1/repositories/{id}/verify", Access::OPERATOR, "repository_verify", "Begins to verify it; a session tells how it goes."), verify),
-        route(head(post.clone(), "/api/v1/repositories/{id}/collect", Access::ADMIN, "repository_collect", "Begins to give back what no point needs."), collect),
+        route(head(post.clone(), "/api/v1/vcenters/{id}/test", Access::OPERATOR, "vcenter_test", "Logs in to the vCenter and looks."), test).asks_elsewhere(),
+        route(head(get.clone(), "/api/v1/vcenters/{id}/vms", Access::VIEWER, "vcenter_vms", "Its virtual machines."), inventory).asks_elsewhere(),
+        route(head(get.clone(), "/api/v1/repositories/{id}/stat", Access::VIEWER, "repository_stat", "What the repository holds."), stat).asks_elsewhere(),
+        route(head(post.clone(), "/api/v1/repositories/{id}/verify", Access::OPERATOR, "repository_verify", "Begins to verify it; a session tells how it goes."), verify).asks_elsewhere(),
+        route(head(post.clone(), "/api/v1/repositories/{id}/collect", Access::ADMIN, "repository_collect", "Begins to give back what no point needs."), collect).asks_elsewhere(),
         route(head(get.clone(), "/api/v1/movers", Access::VIEWER, "mover_list", "Movers that have enrolled, as they stand."), movers),
         route(head(delete.clone(), "/api/v1/movers/{pin}", Access::ADMIN, "mover_revoke", "Locks a mover out for good."), revoke),
         route(head(get, "/api/v1/enrolments", Access::ADMIN, "enrolment_list", "Invitations of movers."), enrolments),

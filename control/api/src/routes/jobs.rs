@@ -15,7 +15,7 @@ pub(super) fn routes() -> Vec<Route> {
     let head = |method, path, access, name, summary| Head { method, path, access, name, summary };
     let (get, post, put) = (Method::GET, Method::POST, Method::PUT);
     vec![
-        route(head(get, "/api/v1/jobs/{id}/vms", Access::VIEWER, "job_vms", "The machines that it would take now."), vms),
+        route(head(get, "/api/v1/jobs/{id}/vms", Access::VIEWER, "job_vms", "The machines that it would take now."), vms).asks_elsewhere(),
         route(head(post.clone(), "/api/v1/jobs/{id}/start", Access::OPERATOR, "job_start", "Starts it."), start),
         route(head(post, "/api/v1/jobs/{id}/stop", Access::OPERATOR, "job_stop", "Stops its session."), stop),
         route(head(put, "/api/v1/jobs/{id}/enabled", Access::OPERATOR, "job_enable", "Lets its schedule start it, or no longer."), enable),

@@ -20,13 +20,13 @@ pub(super) fn routes() -> Vec<Route> {
     let head = |method, path, access, name, summary| Head { method, path, access, name, summary };
     let (get, post, put, delete) = (Method::GET, Method::POST, Method::PUT, Method::DELETE);
     vec![
-        route(head(get.clone(), "/api/v1/points", Access::VIEWER, "point_list", "Restore points, oldest first within a name."), list),
-        route(head(get.clone(), "/api/v1/repositories/{repository}/points/{point}", Access::VIEWER, "point_get", "One restore point."), show),
-        route(head(get, "/api/v1/repositories/{repository}/points/{point}/vm-config", Access::VIEWER, "point_config", "The machine's configuration that it keeps."), vm_config),
-        route(head(delete, "/api/v1/repositories/{repository}/points/{point}", Access::ADMIN, "point_delete", "Deletes it; undoable until the next collection."), remove),
-        route(head(post.clone(), "/api/v1/repositories/{repository}/points/{point}/undelete", Access::ADMIN, "point_undelete", "Brings it back."), undelete),
-        route(head(put, "/api/v1/repositories/{repository}/points/{point}/protected", Access::OPERATOR, "point_protect", "Protects it from deleting and retention, or ends that."), protect),
-        route(head(post, "/api/v1/restores", Access::OPERATOR, "restore_start", "Begins a restore; its session tells how it goes."), restore),
+        route(head(get.clone(), "/api/v1/points", Access::VIEWER, "point_list", "Restore points, oldest first within a name."), list).asks_elsewhere(),
+        route(head(get.clone(), "/api/v1/repositories/{repository}/points/{point}", Access::VIEWER, "point_get", "One restore point."), show).asks_elsewhere(),
+        route(head(get, "/api/v1/repositories/{repository}/points/{point}/vm-config", Access::VIEWER, "point_config", "The machine's configuration that it keeps."), vm_config).asks_elsewhere(),
+        route(head(delete, "/api/v1/repositories/{repository}/points/{point}", Access::ADMIN, "point_delete", "Deletes it; undoable until the next collection."), remove).asks_elsewhere(),
+        route(head(post.clone(), "/api/v1/repositories/{repository}/points/{point}/undelete", Access::ADMIN, "point_undelete", "Brings it back."), undelete).asks_elsewhere(),
+        route(head(put, "/api/v1/repositories/{repository}/points/{point}/protected", Access::OPERATOR, "point_protect", "Protects it from deleting and retention, or ends that."), protect).asks_elsewhere(),
+        route(head(post, "/api/v1/restores", Access::OPERATOR, "restore_start", "Begins a restore; its session tells how it goes."), restore).asks_elsewhere(),
     ]
 }
 

@@ -84,7 +84,7 @@ pub struct SessionTotals {
     /// New in the repository.
     pub stored_bytes: u64,
     /// Everything else that is told: skipped bytes by reason, bottleneck, load.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub more: Value,
 }
 

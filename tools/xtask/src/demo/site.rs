@@ -241,7 +241,11 @@ fn start_vcenter(
     Ok((service, serde_json::from_str(&line)?))
 }
 
-fn start_gantryd(programs: &Programs, folder: &Path) -> Result<(Service, Value)> {
+/// Starts gantryd with an empty state folder, at ports that are free; what it said when it was ready.
+///
+/// # Errors
+/// When it does not come up.
+pub fn start_gantryd(programs: &Programs, folder: &Path) -> Result<(Service, Value)> {
     let config = folder.join("gantryd.toml");
     let text = format!(
         "state = {:?}\nnames = [\"127.0.0.1\"]\n[api]\naddress = \"127.0.0.1:0\"\n\
