@@ -186,6 +186,21 @@ fn from_the_log_in_to_the_restore_point() {
         viewer.ok(&["job", "list"]);
         viewer.refused(&["job", "remove", "nightly"], 4);
         assert!(gantry.ok(&["mover", "invite", "proxy-9", "--role", "proxy"]).len() > 40);
+        assert!(gantry.ok(&["mover", "invitations"]).contains("proxy-9"));
+        gantry.ok(&["mover", "withdraw", "proxy-9"]);
+        assert!(!gantry.ok(&["mover", "invitations"]).contains("proxy-9"));
+        gantry.refused(&["mover", "withdraw", "proxy-9"], 2);
+        // Other records are named by name.
+        let after = "schedule={\"kind\":\"after\",\"job\":\"nightly\"}";
+        let chosen = "proxies={\"kind\":\"chosen\",\"proxies\":[\"proxy-1\"]}";
+        gantry.ok(&["job", "edit", "second", "-s", after, "-s", chosen]);
+        let unknown =
+            gantry.refused(&["job", "edit", "second", "-s", "proxies.proxies=[\"proxy-7\"]"], 2);
+        assert!(unknown.contains("proxy-1"), "{unknown}");
+        let verify =
+            ["repository", "verify", "repository", "--checksums-only", "--rate", "500MB/s"];
+        gantry.ok(&verify);
+        gantry.ok(&["repository", "collect", "repository", "--dry-run", "--rewrite-max", "0"]);
         gantry.ok(&["config", "set", "session_days", "30"]);
         assert!(gantry.ok(&["config", "export"]).contains("session_days"));
         for shell in ["bash", "zsh", "fish"] {

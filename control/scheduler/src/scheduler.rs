@@ -35,7 +35,9 @@ use crate::placement::ModeSet;
 use crate::request::VmRequest;
 
 use line::LineRank;
-use state::{Backlog, DatastoreState, Machine, ProxyState, RepositoryState, SessionState};
+use state::{
+    Backlog, DatastoreState, Machine, ProxyState, RepositoryState, SessionState, TaskState,
+};
 
 /// A request that cannot be queued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -167,6 +169,13 @@ impl Scheduler {
     /// Machines that still wait, are open, or run.
     pub fn machines(&self) -> usize {
         self.machines.len()
+    }
+
+    /// Disks that have no place yet, of machines that nobody has cancelled.
+    pub fn waiting(&self) -> usize {
+        let wanted = self.machines.values().filter(|machine| !machine.cancelled);
+        let tasks = wanted.flat_map(|machine| &machine.tasks);
+        tasks.filter(|task| matches!(task.state, TaskState::Waiting)).count()
     }
 
     /// Slots in use or reserved, and all slots, of a proxy.

@@ -68,6 +68,11 @@ impl Dispatcher {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Disks that have no place yet.
+    pub fn waiting(&self) -> usize {
+        self.books().scheduler.waiting()
+    }
+
     /// Changes the books, then asks the scheduler what is to be done now.
     fn change<T>(&self, change: impl FnOnce(&mut Scheduler) -> T) -> T {
         let mut books = self.books();

@@ -96,7 +96,12 @@ fn run(scheduler: &mut Scheduler, request: VmRequest) -> Vec<Assignment> {
 fn a_machine_goes_from_snapshot_to_slots_and_leaves_nothing() {
     let mut scheduler = scheduler(&[proxy("p1", 4, &[TransportMode::Https])], 4);
     let tasks = run(&mut scheduler, vm("s", "web", 1, &["d1", "d1", "d2"]));
-    assert_eq!(tasks.len(), 3);
+    assert_eq!((tasks.len(), scheduler.waiting()), (3, 0));
+    let other = vm("t", "other", 100, &["d1", "d1"]);
+    scheduler.add_vm(other, START).expect("queued");
+    assert_eq!(scheduler.waiting(), 2);
+    scheduler.cancel_vm(&key("t", "other"));
+    assert_eq!(scheduler.waiting(), 0);
     assert_eq!(scheduler.snapshots_open(&"d1".into()), 1);
     assert_eq!(scheduler.proxy_slots(&"p1".into()), Some((3, 4)));
     let expected = "proxy p1 reads by https, with 0 of 4 slots in use and 0 % load, the only one \

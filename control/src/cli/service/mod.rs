@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use gantry_common::failure::Failure;
 use gantry_common::secret::Secret;
+use gantry_common::units::Rate;
 use serde_json::Value;
 
 use super::{say_json, usage};
@@ -119,8 +120,8 @@ pub(super) struct Fields {
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// A field and its value (JSON, or text), such as `url=https://vcenter.example`,
-    /// `selection.patterns=["web*"]`, `schedule.kind=daily`. A job's vCenter and repository and a
-    /// proxy's or repository's mover are named by name, other records by id. The fields are those of the OpenAPI document (/api/v1/openapi.json).
+    /// `selection.patterns=["web*"]`, `schedule.kind=daily`, `proxies={"kind":"chosen","proxies":["p1"]}`.
+    /// Other records are named by name or id. The fields are those of the OpenAPI document (/api/v1/openapi.json).
     #[arg(long = "set", short = 's', value_name = "FIELD=VALUE")]
     set: Vec<String>,
     /// File with the password of a vCenter or credential; '-' reads standard input.
@@ -161,9 +162,15 @@ pub(super) enum RepositoryCommand {
     Verify {
         /// Name or id.
         name: String,
-        /// Share of the stored bytes to read, percent.
-        #[arg(long, default_value_t = 100)]
+        /// Share of the stored bytes to read, percent; what was checked longest ago comes first.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
         percent: u8,
+        /// Check the stored checksums only, without decoding.
+        #[arg(long)]
+        checksums_only: bool,
+        /// Limit of the rate of reading, such as 50MB/s.
+        #[arg(long)]
+        rate: Option<Rate>,
         #[command(flatten)]
         asked: Asked,
     },
@@ -174,6 +181,12 @@ pub(super) enum RepositoryCommand {
         /// Only say what would be given back.
         #[arg(long)]
         dry_run: bool,
+        /// Bytes that may be copied to empty packs that are mostly dead; usually a tenth.
+        #[arg(long, value_name = "BYTES")]
+        rewrite_max: Option<u64>,
+        /// Give up the progress of interrupted backups, too; they then start over.
+        #[arg(long)]
+        abandon_unfinished: bool,
         #[command(flatten)]
         asked: Asked,
     },
@@ -298,6 +311,18 @@ pub(super) enum MoverCommand {
         /// Hours in which it must enrol.
         #[arg(long, default_value_t = 24)]
         hours: u64,
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// List invitations, used ones too, without what could be used.
+    Invitations {
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// Withdraw a mover's invitations that were not used.
+    Withdraw {
+        /// The mover's name.
+        name: String,
         #[command(flatten)]
         asked: Asked,
     },

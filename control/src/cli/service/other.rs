@@ -44,6 +44,13 @@ const TOKENS: &[Column] = &[
     ("ENDS", "/expires_ms", Show::Time),
     ("USED", "/last_used_ms", Show::Time),
 ];
+const INVITATIONS: &[Column] = &[
+    ("MOVER", "/mover", Show::Plain),
+    ("ROLE", "/role", Show::Plain),
+    ("MADE", "/created_ms", Show::Time),
+    ("ENDS", "/expires_ms", Show::Time),
+    ("USED", "/used_ms", Show::Time),
+];
 const SETTINGS: &[Column] = &[("NAME", "/name", Show::Plain), ("VALUE", "/value", Show::Plain)];
 const SESSION: &[Column] =
     &[("ID", "/id", Show::Plain), ("NAME", "/name", Show::Plain), ("STATE", "/state", Show::Plain)];
@@ -97,15 +104,23 @@ pub(super) async fn repository(command: RepositoryCommand) -> Result<(), Failure
             let path = format!("{}/stat", path(&client, Kind::Repository, &name).await?);
             show(&asked, &client.get(&path).await?, SPACE)
         }
-        RepositoryCommand::Verify { name, percent, asked } => {
+        RepositoryCommand::Verify { name, percent, checksums_only, rate, asked } => {
             let client = asked.client()?;
             let path = format!("{}/verify", path(&client, Kind::Repository, &name).await?);
-            show(&asked, &client.post(&path, &json!({ "percent": percent })).await?, SESSION)
+            let how = json!({
+                "percent": percent, "checksums_only": checksums_only,
+                "rate_bytes_per_second": rate.map(|rate| rate.bytes_per_second),
+            });
+            show(&asked, &client.post(&path, &how).await?, SESSION)
         }
-        RepositoryCommand::Collect { name, dry_run, asked } => {
+        RepositoryCommand::Collect { name, dry_run, rewrite_max, abandon_unfinished, asked } => {
             let client = asked.client()?;
             let path = format!("{}/collect", path(&client, Kind::Repository, &name).await?);
-            show(&asked, &client.post(&path, &json!({ "dry_run": dry_run })).await?, SESSION)
+            let how = json!({
+                "dry_run": dry_run, "rewrite_bytes_max": rewrite_max,
+                "abandon_unfinished": abandon_unfinished,
+            });
+            show(&asked, &client.post(&path, &how).await?, SESSION)
         }
     }
 }
@@ -128,6 +143,13 @@ pub(super) async fn mover(command: MoverCommand) -> Result<(), Failure> {
             // Alone, so that it can be piped to the mover's host.
             say(made["line"].as_str().unwrap_or_default());
             Ok(())
+        }
+        MoverCommand::Invitations { asked } => {
+            show(&asked, &asked.client()?.get("enrolments").await?, INVITATIONS)
+        }
+        MoverCommand::Withdraw { name, asked } => {
+            let path = format!("enrolments/{}", encoded(&name));
+            asked.client()?.call(Method::DELETE, &path, None).await.map(drop)
         }
         MoverCommand::Revoke { name, asked } => {
             let client = asked.client()?;

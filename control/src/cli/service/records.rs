@@ -156,9 +156,13 @@ async fn fill(
     for field in &fields.set {
         set(&mut record, field)?;
     }
-    for (field, of) in [("vcenter", Kind::Vcenter), ("repository", Kind::Repository)] {
-        if let (Kind::Job, Some(name)) = (kind, record[field].as_str()) {
-            record[field] = find(client, of, name).await?["id"].clone();
+    if kind == Kind::Job {
+        for (path, of) in NAMED {
+            for place in places(&mut record, path) {
+                if let Some(name) = place.as_str() {
+                    *place = find(client, *of, name).await?["id"].clone();
+                }
+            }
         }
     }
     if matches!(kind, Kind::Proxy | Kind::Repository) {
@@ -168,6 +172,32 @@ async fn fill(
         record["password"] = read_secret(file)?.reveal().into();
     }
     Ok(record)
+}
+
+/// What a job names by name or id: the field's path, in which `*` stands for each entry of a list.
+const NAMED: &[(&str, Kind)] = &[
+    ("/vcenter", Kind::Vcenter),
+    ("/repository", Kind::Repository),
+    ("/proxies/proxies/*", Kind::Proxy),
+    ("/schedule/job", Kind::Job),
+    ("/application/credential", Kind::Credential),
+    ("/application/vm_credentials/*/credential", Kind::Credential),
+];
+
+/// The values at a path that there are.
+fn places<'a>(value: &'a mut Value, path: &str) -> Vec<&'a mut Value> {
+    let mut found = vec![value];
+    for part in path.split('/').skip(1) {
+        found = found
+            .into_iter()
+            .flat_map(|value| match value {
+                Value::Array(all) if part == "*" => all.iter_mut().collect(),
+                Value::Object(fields) => fields.get_mut(part).into_iter().collect::<Vec<_>>(),
+                _ => Vec::new(),
+            })
+            .collect();
+    }
+    found
 }
 
 /// A mover by its name; a repository's address and id as its mover serves it.
@@ -219,8 +249,24 @@ fn set(record: &mut Value, assignment: &str) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::set;
+    use super::{places, set};
     use serde_json::json;
+
+    #[test]
+    fn what_is_named_is_found_wherever_it_stands() {
+        let mut record = json!({
+            "vcenter": "v", "proxies": { "kind": "chosen", "proxies": ["a", "b"] },
+            "application": { "vm_credentials": [{ "credential": "c" }, { "credential": "d" }] },
+        });
+        let mut at = |path: &str| -> Vec<String> {
+            let found = places(&mut record, path);
+            found.iter().filter_map(|value| value.as_str().map(str::to_owned)).collect()
+        };
+        assert_eq!(at("/vcenter"), ["v"]);
+        assert_eq!(at("/proxies/proxies/*"), ["a", "b"]);
+        assert_eq!(at("/application/vm_credentials/*/credential"), ["c", "d"]);
+        assert!(at("/schedule/job").is_empty() && at("/vcenter/*").is_empty());
+    }
 
     #[test]
     fn fields_are_set_by_path_as_json_or_text() {

@@ -207,7 +207,7 @@ impl Gantryd {
             sessions_ended: counts.sessions_ended,
             sessions_running: running.len() as u64,
             tasks_running: views.iter().map(|view| view.tasks_running as u64).sum(),
-            tasks_waiting: 0,
+            tasks_waiting: self.parts.dispatcher.waiting() as u64,
             read_bytes: counts.read_bytes,
             transferred_bytes: counts.transferred_bytes,
             repositories: repositories.iter().filter_map(space).collect(),
