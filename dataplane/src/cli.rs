@@ -15,6 +15,7 @@ mod backup;
 mod display;
 mod enroll;
 mod gc;
+mod inspect;
 mod job;
 mod point;
 mod repair;
@@ -47,6 +48,7 @@ fn carry_out(command: Command) -> Result<(), Failure> {
     match command {
         Command::Backup(arguments) => backup::run(*arguments),
         Command::Work(arguments) => work::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::Repo { command } => repo::run(command),
         Command::Point { command } => point::run(command),

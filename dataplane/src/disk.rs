@@ -19,6 +19,7 @@ mod nfc;
 mod detect;
 mod durable;
 mod open;
+pub mod random;
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -48,6 +48,9 @@ pub enum Command {
     /// Back up as a control plane on this host says: reads the work (JSON) from standard input,
     /// writes progress and result as JSON lines. For `gantry`; a person wants `backup`.
     Work(WorkArguments),
+    /// Show what a disk holds: partitions, volumes, file systems and their state, and what each filter
+    /// would leave out of a backup, in bytes by reason. Reads only; writes nothing.
+    Inspect(InspectArguments),
     /// Bring a disk of a restore point back.
     Restore(RestoreArguments),
     /// Look after a repository: init, list, show, verify, gc, repair, stat, rebuild-index.
@@ -158,6 +161,40 @@ pub enum TransportChoice {
     Quic,
     /// TLS over TCP only.
     Tcp,
+}
+
+/// How a disk came to stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StateChoice {
+    /// Its machine is off.
+    Off,
+    /// A snapshot for which the guest's file systems were quiesced.
+    Quiesced,
+    /// A snapshot, as after a power cut.
+    Crash,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// The disk: a raw image file, block device, VMDK, or NBD export. It must not change meanwhile.
+    #[arg(required_unless_present = "source_spec")]
+    pub source: Option<String>,
+    /// How a file is understood: auto (a VMDK if name and content say so), raw or vmdk.
+    #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = parse_format)]
+    pub source_format: SourceFormat,
+    /// JSON file (mode 0600) that says where the disk is, with what it takes to reach it.
+    #[arg(long, value_name = "FILE", conflicts_with = "source")]
+    pub source_spec: Option<PathBuf>,
+    /// How it came to stand still; file systems that are being written to are taken for less.
+    #[arg(long, value_enum, default_value = "crash")]
+    pub state: StateChoice,
+    /// Files to leave out, such as *.iso, /var/cache/** or Temp/; may be given several times.
+    #[arg(long = "exclude-file", value_name = "MASK")]
+    pub exclude_files: Vec<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `backup`.
