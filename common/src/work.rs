@@ -16,6 +16,7 @@ use crate::extents::Extent;
 use crate::failure::Failure;
 use crate::manage::Retention;
 use crate::source::SourceSpec;
+use crate::stages::StageNumbers;
 use crate::units::{BlockSize, Compression};
 
 /// Bytes of a work document: some million changed extents.
@@ -280,6 +281,9 @@ pub struct DiskRestored {
     pub seconds: f64,
     /// Which stage was the slowest.
     pub bottleneck: String,
+    /// What each stage took.
+    #[serde(default)]
+    pub stages: Vec<StageNumbers>,
     /// What a person should know.
     pub notes: Vec<String>,
 }

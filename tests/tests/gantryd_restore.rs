@@ -67,6 +67,9 @@ fn a_machine_s_disks_come_back_to_files_bit_for_bit() {
         assert!(restored == held, "it differs");
         assert_eq!(record.totals.processed_bytes, restored.len() as u64);
         assert!(log.contains("is whole") && log.contains("blocks checked"), "{log}");
+        let stages = record.totals.more["stages"].as_array().cloned().unwrap_or_default();
+        let write = stages.iter().find(|stage| stage["stage"] == "write").expect("it is timed");
+        assert!(write["blocks"].as_u64() > Some(0), "{stages:#?}");
 
         // Nothing is overwritten.
         let again = restore::begin(&parts, wanted.clone(), "ann").await.expect("begun");

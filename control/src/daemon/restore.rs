@@ -15,6 +15,7 @@ use std::time::Duration;
 use gantry_api::views::{RestoreRequest, RestoreTarget};
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::{PeerId, TaskId};
+use gantry_common::stages::add_up;
 use gantry_common::work::DiskRestored;
 use gantry_database::model::{
     EventRecord, Id, Repository, SessionKind, SessionRecord, SessionResult, SessionState,
@@ -170,6 +171,8 @@ fn prepare(
 /// A session's end.
 fn ended(mut record: SessionRecord, outcome: &Outcome) -> SessionRecord {
     let Outcome { restored, failure, warning, machine, .. } = outcome;
+    let mut stages = Vec::new();
+    restored.iter().for_each(|disk| add_up(&mut stages, &disk.stages));
     let sum = |bytes: fn(&DiskRestored) -> u64| restored.iter().map(bytes).sum();
     record.totals = SessionTotals {
         vms: 1,
@@ -180,7 +183,7 @@ fn ended(mut record: SessionRecord, outcome: &Outcome) -> SessionRecord {
         read_bytes: sum(|disk| disk.transferred_bytes),
         transferred_bytes: sum(|disk| disk.transferred_bytes),
         stored_bytes: 0,
-        more: json!({ "restored": restored, "machine": machine }),
+        more: json!({ "restored": restored, "machine": machine, "stages": stages }),
     };
     (record.result, record.reason) = match (failure, warning) {
         (Some(failure), _) => (Some(SessionResult::Failed), Some(failure.to_string())),

@@ -137,6 +137,7 @@ fn restored(disk: &DiskRestore, report: RestoreReport) -> DiskRestored {
         verified_blocks: report.blocks,
         seconds: report.wall_seconds,
         bottleneck: report.bottleneck.name().to_owned(),
+        stages: report.stages,
         notes: report.notes,
     }
 }
