@@ -31,6 +31,7 @@ use gantry_common::source::SourceSpecError;
 use gantry_uring::direct::Access;
 use gantry_vmdk::VmdkError;
 
+pub(crate) use block_device::attached_name;
 use local::LocalFile;
 pub use open::attached_device;
 use remote::{RemoteError, RemoteSource};

@@ -41,6 +41,22 @@ pub(super) fn identity(metadata: &Metadata) -> String {
     found.filter(|name| name.len() <= limits::NAME_BYTES_MAX).unwrap_or(numbers)
 }
 
+/// What tells a device from another that is given its numbers later: its own name, else the number that
+/// the kernel gave to this attachment, which is never given again before the next boot.
+pub(crate) fn attached_name(metadata: &Metadata) -> Option<String> {
+    let identity = identity(metadata);
+    if !identity.starts_with("dev:") {
+        return Some(identity);
+    }
+    let numbers = format!("{}:{}", major(metadata.rdev()), minor(metadata.rdev()));
+    let directory = Path::new("/sys/dev/block").join(numbers).canonicalize().ok()?;
+    // A partition has the number of its disk, in whose directory its own is.
+    let mut places = [Some(directory.as_path()), directory.parent()].into_iter().flatten();
+    let sequence = places.find_map(|place| attribute(&place.join("diskseq")))?;
+    let boot = attribute(Path::new("/proc/sys/kernel/random/boot_id"))?;
+    Some(format!("diskseq:{boot}:{sequence}"))
+}
+
 /// The name in a sysfs directory; of a partition, its disk's name and its number.
 fn name_in(directory: &Path) -> Option<String> {
     let Some(partition) = attribute(&directory.join("partition")) else {

@@ -23,12 +23,15 @@ const FORMAT: u32 = 1;
 const SIDECAR_BYTES_MAX: u64 = 8 << 20;
 
 /// Tells a file or device from another that has taken its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TargetId {
     /// Of the file system, or of the device itself.
     pub(super) device: u64,
     /// Of the file; 0 for a device.
     pub(super) inode: u64,
+    /// Of a device: its name, since another disk may be given its numbers.
+    #[serde(default)]
+    pub(super) name: Option<String>,
 }
 
 /// What is being restored.
@@ -169,9 +172,10 @@ impl Sidecar {
     ///
     /// # Errors
     /// `Usage`: it is about another destination, or damaged.
-    pub(super) fn covered(&self, target: TargetId, blocks: u64) -> Result<RunSet, Failure> {
-        if !self.covered.is_empty() && self.target != Some(target) {
-            let what = "the destination is another file than the one that was being restored";
+    pub(super) fn covered(&self, target: &TargetId, blocks: u64) -> Result<RunSet, Failure> {
+        if !self.covered.is_empty() && self.target.as_ref() != Some(target) {
+            let what =
+                "the destination is another file or device than the one that was being restored";
             return Err(refuse(what));
         }
         let runs = self.covered.iter().map(|&(first, count)| Run { first, count });
@@ -207,17 +211,19 @@ mod tests {
         assert!(path.to_string_lossy().ends_with("disk.raw.gantry-restore"));
         assert_eq!(Sidecar::load(&path), Ok(None));
         let covered: RunSet = [Run { first: 2, count: 3 }].into_iter().collect();
-        let target = TargetId { device: 1, inode: 2 };
-        Sidecar::new(what(1), Some(target), &covered).save(&path).unwrap();
+        let target = TargetId { device: 1, inode: 2, name: None };
+        Sidecar::new(what(1), Some(target.clone()), &covered).save(&path).unwrap();
         let again = Sidecar::load(&path).unwrap().unwrap();
-        assert_eq!(again.covered(target, 10), Ok(covered));
+        assert_eq!(again.covered(&target, 10), Ok(covered));
         again.check(&what(1)).unwrap();
         assert_eq!(again.point(), Some(PointId::new(5, [1; 10])));
         assert!(again.is_of("vm", 0) && !again.is_of("vm", 1) && !again.is_of("other", 0));
         let text = again.check(&what(2)).unwrap_err().to_string();
         assert!(text.contains("--force") && text.contains("unfinished"), "{text}");
-        assert!(again.covered(TargetId { device: 1, inode: 3 }, 10).is_err());
-        assert!(again.covered(target, 4).is_err(), "beyond the disk");
+        assert!(again.covered(&TargetId { inode: 3, ..target.clone() }, 10).is_err());
+        let other = TargetId { name: Some("wwid:another".into()), ..target.clone() };
+        assert!(again.covered(&other, 10).is_err(), "another disk with the same numbers");
+        assert!(again.covered(&target, 4).is_err(), "beyond the disk");
         for rubbish in ["", "{}", "[1", "\u{0}"] {
             std::fs::write(&path, rubbish).unwrap();
             let text = Sidecar::load(&path).unwrap_err().to_string();

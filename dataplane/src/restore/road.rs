@@ -194,7 +194,7 @@ impl Road {
         })?;
         let id = target.id().map_err(|error| source_failure(path, error))?;
         let covered = match left {
-            Some(left) => left.covered(id, shape.blocks())?,
+            Some(left) => left.covered(&id, shape.blocks())?,
             None => RunSet::new(),
         };
         Ok((target, covered, sidecar))

@@ -15,6 +15,7 @@ use gantry_uring::direct::enable_direct;
 use rustix::fs::{FlockOperation, OFlags, flock, major, minor};
 
 use super::resume::{Sidecar, TargetId};
+use crate::disk::attached_name;
 
 /// Where a restored disk goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,8 +214,8 @@ impl Target {
     pub(super) fn id(&self) -> io::Result<TargetId> {
         let stat = self.owned.metadata()?;
         Ok(match self.is_device {
-            true => TargetId { device: stat.rdev(), inode: 0 },
-            false => TargetId { device: stat.dev(), inode: stat.ino() },
+            true => TargetId { device: stat.rdev(), inode: 0, name: attached_name(&stat) },
+            false => TargetId { device: stat.dev(), inode: stat.ino(), name: None },
         })
     }
 

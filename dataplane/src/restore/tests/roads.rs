@@ -170,4 +170,14 @@ async fn a_block_device_is_overwritten_whole_and_only_when_forced_and_free() {
     let raw = dir.path().join("disk.raw");
     std::fs::write(&raw, model.bytes()).unwrap();
     verify_against(Path::new(&device.device), &raw, &Progress::default()).unwrap();
+
+    // Another disk under the same numbers is not taken for this one.
+    let name = || crate::disk::attached_name(&std::fs::metadata(&device.device).unwrap());
+    let first = name();
+    assert!(first.is_some() && first == name(), "{first:?}");
+    let losetup = |arguments: &[&str]| Command::new("losetup").args(arguments).status();
+    losetup(&["--detach", &device.device]).unwrap();
+    if losetup(&[&device.device, path.to_str().unwrap()]).is_ok_and(|status| status.success()) {
+        assert_ne!(name(), first);
+    }
 }
