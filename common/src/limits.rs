@@ -76,7 +76,9 @@ pub const PACK_RECORDS_MAX: usize = (PACK_BYTES_MAX / 4096) as usize;
 /// Packs of failed tasks that wait to be sealed in this process; others wait for the next start.
 pub const FAILED_PACKS_MAX: usize = 16;
 /// Bytes of a manifest.
-pub const MANIFEST_BYTES_MAX: usize = 16 << 20;
+pub const MANIFEST_BYTES_MAX: usize = 48 << 20;
+/// Ranges of a disk's mask that a point keeps; beyond, the smallest are copied.
+pub const MASK_RANGES_MAX: usize = 8192;
 /// Bytes of one task journal entry.
 pub const JOURNAL_ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Bytes appended since the last durable checkpoint of a task before the next is forced.
@@ -164,6 +166,13 @@ pub const NBD_NAME_BYTES_MAX: usize = 4096;
 /// Largest slice that the throttle lets out at once.
 pub const PACE_SLICE_BYTES_MAX: usize = 64 << 10;
 
+// A range takes at most 3 + 10 + 10 bytes, in practice 15.
+const _: () = assert!(SESSION_DISKS_MAX * MASK_RANGES_MAX * 23 <= MANIFEST_BYTES_MAX);
+const _: () = assert!(RUNS_MAX * 2 * 24 + MASK_RANGES_MAX * 23 < FRAME_HEADER_BYTES_MAX as usize);
+const _: () = assert!(
+    SESSION_DISKS_MAX * (4 * NAME_BYTES_MAX + 128) + VM_CONFIG_BYTES_MAX + MASK_RANGES_MAX * 23
+        < JOURNAL_ENTRY_BYTES_MAX
+);
 const _: () = assert!(COVERAGE_RUNS_MAX >= RUNS_MAX);
 const _: () = assert!(MANAGE_PAGE_BYTES_MAX + 64 < FRAME_HEADER_BYTES_MAX as usize);
 const _: () = assert!(MANAGE_POINTS_MAX * 16 + 1024 < FRAME_HEADER_BYTES_MAX as usize);

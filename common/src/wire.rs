@@ -68,6 +68,23 @@ pub struct Mark {
     pub kind: MarkKind,
 }
 
+/// A range of a disk's effective mask: what the stored content has zeroed on purpose, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaskRange {
+    /// Why, as a code; [`MaskRange::UNKNOWN`] where nobody can say what is zeroed.
+    pub reason: u16,
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+impl MaskRange {
+    /// Stands alone in a mask of which nothing is known. No reader of masks takes it: a backup on such
+    /// a base reads the whole disk.
+    pub const UNKNOWN: MaskRange = MaskRange { reason: u16::MAX, start: 0, length: 0 };
+}
+
 /// Number of a disk's task within its session: its place in [`SessionOffer::disks`].
 pub type TaskNumber = u16;
 
@@ -272,6 +289,9 @@ pub enum ToTarget {
         task: TaskNumber,
         /// Totals, kept in the point.
         totals: TaskTotals,
+        /// What the content has zeroed on purpose, kept in the point; at most
+        /// [`MASK_RANGES_MAX`](crate::limits::MASK_RANGES_MAX) ranges.
+        mask: Vec<MaskRange>,
     },
     /// The source gives up this disk: nothing of the session will be committed now.
     GiveUp {
@@ -312,6 +332,9 @@ pub enum BaseAnswer {
         change_id: Option<String>,
         /// Blocks of it known to be damaged: always in the read set.
         damaged: Vec<Run>,
+        /// What that point's content has zeroed on purpose: to be read again where nothing masks it
+        /// any more, since no change tracking reports it.
+        mask: Vec<MaskRange>,
         /// Why this is not the point that `BaseChoice::Point` asked for: the store then falls
         /// back to the newest usable point, good for a compare but not for changed extents.
         fallback_reason: Option<String>,

@@ -45,6 +45,7 @@ fn usable(point: u8, damaged: Vec<Run>) -> BaseAnswer {
         size_bytes: 1 << 20,
         change_id: None,
         damaged,
+        mask: Vec::new(),
         fallback_reason: None,
     }
 }

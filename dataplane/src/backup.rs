@@ -3,6 +3,7 @@
 //! In: [`BackupOptions`]. Out: a committed point and a [`BackupReport`], or the failure. Joins
 //! pipeline and sender; the command line and tasks of gantryd call it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,10 +18,12 @@ use gantry_common::units::{BlockSize, Compression};
 use gantry_common::wire::{
     self, BaseChoice, DiskOffer, SessionKind, SessionOffer, TaskTotals, TicketBytes,
 };
+use gantry_guest::FilterMap;
 use serde::Serialize;
 
 use crate::connect::Connector;
 use crate::disk::Disk;
+use crate::filters::{self, Filters};
 use crate::host::{self, now_ms, random};
 use crate::pipeline::audit::{AuditOptions, AuditSum};
 use crate::pipeline::plan::{PlanOptions, ReadMode};
@@ -44,8 +47,10 @@ pub struct BackupSource {
     pub allocated_extents: Option<Vec<Extent>>,
     /// CBT change id of the frozen state, kept in the point.
     pub change_id: Option<String>,
-    /// Digest of what is read; default: that of the extents given here.
+    /// Digest of what is read; default: that of the extents given here and of the mask.
     pub read_digest: Option<[u8; 32]>,
+    /// What of a guest's disk is neither read nor kept.
+    pub filters: Filters,
 }
 
 /// What to back up and how.
@@ -201,6 +206,8 @@ pub struct DiskReport {
     pub mode: Option<ReadMode>,
     /// Why so.
     pub reason: Option<String>,
+    /// Bytes that are not kept on purpose, by reason: in the point they read as zeros.
+    pub filtered: BTreeMap<&'static str, u64>,
     /// What the audit of its changed extents found; nothing if there was none.
     pub audit: Option<AuditSum>,
     /// Its bytes.
@@ -300,14 +307,14 @@ pub async fn run(
     Ok(report.make(&disks, &stats, &measured, started.elapsed(), cpu_before))
 }
 
-/// Digest of the read set that the changed extents ask for. An interrupted attempt counted blocks
+/// Digest of the read set that the changed extents and the mask ask for. An interrupted attempt counted blocks
 /// as unchanged because its list did not name them; one with another list, or none, must not go on
 /// from that.
-fn read_digest(base: Option<PointId>, source: &BackupSource) -> [u8; 32] {
+fn read_digest(base: Option<PointId>, source: &BackupSource, mask: &FilterMap) -> [u8; 32] {
     if let Some(digest) = source.read_digest {
         return digest;
     }
-    if source.changed_extents.is_none() && source.allocated_extents.is_none() {
+    if source.changed_extents.is_none() && source.allocated_extents.is_none() && mask.is_empty() {
         return [0; 32];
     }
     let mut hasher = blake3::Hasher::new_derive_key("gantry 2026 read set 2");
@@ -318,6 +325,9 @@ fn read_digest(base: Option<PointId>, source: &BackupSource) -> [u8; 32] {
         for extent in extents.unwrap_or_default() {
             hasher.update(&extent.start.to_le_bytes()).update(&extent.length.to_le_bytes());
         }
+    }
+    if !mask.is_empty() {
+        hasher.update(b"mask").update(&mask.digest());
     }
     *hasher.finalize().as_bytes()
 }
@@ -364,20 +374,23 @@ fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
             (false, Some(point)) => BaseChoice::Point(point),
             (false, None) => BaseChoice::Latest,
         };
+        let snapshot = match &options.snapshot {
+            // Of a stream just what is missing is taken too: but a lone mover's caller may give
+            // two streams of different moments the same name.
+            Some(snapshot) if !disk.is_stream() || options.kind != SessionKind::Backup => {
+                snapshot.clone()
+            }
+            _ => disk.fingerprint().to_owned(),
+        };
+        let (mask, filtered) = filters::mask(&disk, &source.filters, &snapshot)?;
+        log.extend(filtered.into_iter().map(|line| format!("disk {label}: {line}")));
         offers.push(DiskOffer {
             identity,
             label: label.clone(),
             size_bytes: disk.size_bytes(),
             block_size: options.block_size,
-            snapshot: match &options.snapshot {
-                // Of a stream just what is missing is taken too: but a lone mover's caller may give
-                // two streams of different moments the same name.
-                Some(snapshot) if !disk.is_stream() || options.kind != SessionKind::Backup => {
-                    snapshot.clone()
-                }
-                _ => disk.fingerprint().to_owned(),
-            },
-            read_digest: read_digest(options.base, source),
+            snapshot,
+            read_digest: read_digest(options.base, source, &mask),
             base,
             change_id: source.change_id.clone(),
         });
@@ -395,6 +408,7 @@ fn open_disks(options: &BackupOptions) -> Result<Opened, Failure> {
                     seed: audit_seed(&offers[offers.len() - 1]),
                 }
             }),
+            mask: Some(Arc::new(mask)),
         };
         let offer = offers[offers.len() - 1].clone();
         disks.push(SessionDisk::new(offer, disk, plan));
@@ -472,6 +486,7 @@ fn disk_report(number: usize, disk: &SessionDisk, measured: &PipelineStats) -> D
         read_digest: gantry_common::hex::encode(&disk.offer.read_digest),
         mode,
         reason,
+        filtered: filters::bytes_by_name(&disk.effective),
         audit: (audit.blocks > 0).then_some(audit),
         volumes: Volumes::of(disk),
         stages: stages.unwrap_or_default(),

@@ -11,6 +11,7 @@ pub mod disk;
 pub mod unit;
 pub mod reader;
 pub mod filter;
+pub mod filters;
 pub mod compress;
 pub mod send;
 pub mod receive;

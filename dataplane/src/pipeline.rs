@@ -185,6 +185,8 @@ impl Pipeline {
             size_bytes: facts.size_bytes,
             block_size: facts.block_size,
             id_key: facts.id_key,
+            mask: Arc::clone(&plan.mask),
+            base_mask: Arc::clone(&plan.base_mask),
             progress: facts.progress,
             wakers: Arc::clone(&self.wakers),
         });

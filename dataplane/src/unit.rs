@@ -7,6 +7,7 @@ use std::sync::Arc;
 use gantry_common::ids::{BlockId, IdKey};
 use gantry_common::units::BlockSize;
 use gantry_common::wire::TaskNumber;
+use gantry_guest::FilterMap;
 use gantry_uring::wake::Waker;
 
 use crate::disk::Disk;
@@ -27,6 +28,10 @@ pub struct TaskDisk {
     pub block_size: BlockSize,
     /// Key for ids.
     pub id_key: IdKey,
+    /// What is zeroed of its blocks before they are looked at.
+    pub mask: Arc<FilterMap>,
+    /// The same where a block is compared with what its base has unread.
+    pub base_mask: Arc<FilterMap>,
     /// Live numbers.
     pub progress: Arc<Progress>,
     /// Of the workers.

@@ -29,3 +29,4 @@ pub mod vsphere;
 pub mod gantryd;
 pub mod moments;
 pub mod served;
+pub mod guest_disk;

@@ -196,7 +196,7 @@ fn well_formed_messages_out_of_place_are_refused() {
     let messages = [
         ToTarget::OpenTask { task: 7 },
         ToTarget::NeedBase { task: 0, leaf: u64::MAX },
-        ToTarget::Seal { task: 0, totals: Default::default() },
+        ToTarget::Seal { task: 0, totals: Default::default(), mask: Vec::new() },
         ToTarget::Read { batch: 1, run: gantry_common::extents::Run { first: 0, count: 1 } },
         ToTarget::Credit { total: u64::MAX },
         hello(9, "again", MIB),

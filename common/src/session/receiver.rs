@@ -246,9 +246,9 @@ impl<P> Receiver<P> {
                 let task = open_task(&mut self.tasks, "Query", task)?;
                 self.commands.push_back(task.handle_query(batch, blocks)?);
             }
-            ToTarget::Seal { task, totals } => {
+            ToTarget::Seal { task, totals, mask } => {
                 let task = open_task(&mut self.tasks, "Seal", task)?;
-                task.handle_seal(totals)?;
+                task.handle_seal(totals, mask)?;
                 self.commands.extend(task.poll_seal());
             }
             ToTarget::GiveUp { task, .. } => {

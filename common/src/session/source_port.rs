@@ -6,7 +6,7 @@
 use crate::extents::Run;
 use crate::failure::Failure;
 use crate::ids::{BlockId, IdKey, PointId};
-use crate::wire::{BaseAnswer, BlockHead, Mark, TaskNumber, TaskTotals};
+use crate::wire::{BaseAnswer, BlockHead, Mark, MaskRange, TaskNumber, TaskTotals};
 
 /// Sender → pipeline.
 #[derive(Debug, Clone, PartialEq)]
@@ -127,6 +127,8 @@ pub enum SourceReport<P> {
         task: TaskNumber,
         /// The totals.
         totals: TaskTotals,
+        /// What the content has zeroed on purpose.
+        mask: Vec<MaskRange>,
     },
     /// The source failed for good.
     Failed {

@@ -8,7 +8,9 @@
 use crate::extents::Run;
 use crate::failure::Failure;
 use crate::ids::{BlockId, PointId, SessionId};
-use crate::wire::{BaseAnswer, BlockHead, Mark, SessionKind, SessionOffer, TaskNumber, TaskTotals};
+use crate::wire::{
+    BaseAnswer, BlockHead, Mark, MaskRange, SessionKind, SessionOffer, TaskNumber, TaskTotals,
+};
 
 /// A task: session and disk number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,6 +83,8 @@ pub enum StoreCommand<P> {
         key: TaskKey,
         /// The source's totals.
         totals: TaskTotals,
+        /// What the content has zeroed on purpose.
+        mask: Vec<MaskRange>,
     },
     /// The connection is gone: make durable what is there and close the session's files; it may
     /// come back with `OpenSession` and then `OpenTask` for every disk, sealed ones too. Answered

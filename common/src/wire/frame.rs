@@ -6,8 +6,8 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    BaseAnswer, BlockHead, Codec, FRAME_PREFIX_BYTES, Intent, PROTOCOL, SessionOffer, ToSource,
-    ToTarget,
+    BaseAnswer, BlockHead, Codec, FRAME_PREFIX_BYTES, Intent, MaskRange, PROTOCOL, SessionOffer,
+    ToSource, ToTarget,
 };
 use crate::extents::Run;
 use crate::ids::PointId;
@@ -157,6 +157,11 @@ pub fn check_offer(offer: &SessionOffer) -> Result<(), FrameError> {
     Ok(())
 }
 
+/// How many; what they mean is judged by who uses them.
+fn check_mask(mask: &[MaskRange]) -> Result<(), FrameError> {
+    rule(mask.len() <= limits::MASK_RANGES_MAX, "ranges of a mask")
+}
+
 fn check_intent(intent: &Intent) -> Result<(), FrameError> {
     match intent {
         Intent::Backup(offer) | Intent::Part(offer) | Intent::Commit(offer) => check_offer(offer),
@@ -184,6 +189,7 @@ impl Message for ToTarget {
             ToTarget::Query { blocks, .. } => {
                 rule(!blocks.is_empty() && blocks.len() <= limits::QUERY_IDS_MAX, "size of a query")
             }
+            ToTarget::Seal { mask, .. } => check_mask(mask),
             ToTarget::Read { run, .. } => check_runs(&[*run]),
             _ => Ok(()),
         }
@@ -200,7 +206,10 @@ impl Message for ToSource {
             ToSource::TaskOpened { base, durable, .. } => {
                 check_runs(durable)?;
                 match base {
-                    BaseAnswer::Usable { damaged, .. } => check_runs(damaged),
+                    BaseAnswer::Usable { damaged, mask, .. } => {
+                        check_runs(damaged)?;
+                        check_mask(mask)
+                    }
                     _ => Ok(()),
                 }
             }

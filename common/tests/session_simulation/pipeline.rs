@@ -155,7 +155,7 @@ impl Pipeline {
                 return Some(report);
             }
             if let Some(totals) = task.totals() {
-                return Some(SourceReport::Totals { task: number, totals });
+                return Some(SourceReport::Totals { task: number, totals, mask: Vec::new() });
             }
         }
         None

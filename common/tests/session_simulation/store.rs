@@ -227,7 +227,7 @@ impl Store {
                 self.check_unsealed(key)?;
                 self.appending.push((key, block, head, payload));
             }
-            StoreCommand::Seal { key, totals } => {
+            StoreCommand::Seal { key, totals, .. } => {
                 if totals.bytes_read == 0 {
                     return Err("a seal without the pipeline's totals".into());
                 }
@@ -284,6 +284,7 @@ impl Store {
                 size_bytes: point.images[usize::from(key.task)].size_bytes,
                 change_id: None,
                 damaged: Vec::new(),
+                mask: Vec::new(),
                 fallback_reason: None,
             },
         };

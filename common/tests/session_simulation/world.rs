@@ -217,7 +217,7 @@ impl World {
     fn transmit(&mut self) -> Result<bool, String> {
         let Some(live) = &mut self.live else { return Ok(false) };
         let Some(transmit) = self.sender.poll_transmit() else { return Ok(false) };
-        if let ToTarget::Seal { task, totals } = transmit.message
+        if let ToTarget::Seal { task, totals, .. } = transmit.message
             && totals != self.pipeline.newest_totals(task)
         {
             return Err("a seal with totals that are not the newest".into());

@@ -86,6 +86,11 @@ impl FilterMap {
         &self.ranges
     }
 
+    /// Its bytes, whatever the reason: sorted, apart from each other.
+    pub fn joined(&self) -> Vec<Extent> {
+        ranges::joined(self.ranges.iter().map(|(range, _)| *range).collect())
+    }
+
     /// Whether nothing is masked.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
@@ -133,10 +138,28 @@ impl FilterMap {
     /// change tracking reports, and which must be read again. Sorted and joined; reasons do not matter.
     /// What is beyond today's disk is left out.
     pub fn subtract(base: &FilterMap, today: &FilterMap) -> Vec<Extent> {
-        let all =
-            |map: &FilterMap| ranges::joined(map.ranges.iter().map(|(range, _)| *range).collect());
-        let lost = ranges::minus(&all(base), &all(today));
+        let lost = ranges::minus(&base.joined(), &today.joined());
         ranges::within(lost, today.disk_bytes)
+    }
+
+    /// What content has zeroed of which just a part was read under this mask: this one's ranges, but
+    /// within `untouched` (sorted, disjoint), which is as in the base, those of the base's mask. It can
+    /// have more ranges than [`limits::MASK_RANGES_MAX`].
+    pub fn with_untouched(&self, base: &FilterMap, untouched: &[Extent]) -> FilterMap {
+        let mut ranges: Vec<(Extent, Reason)> = Vec::new();
+        for reason in PRIORITY {
+            let of = |map: &FilterMap| -> Vec<Extent> {
+                let own = map.ranges.iter().filter(|(_, of)| *of == reason);
+                own.map(|(range, _)| *range).collect()
+            };
+            let (today, held) = (of(self), ranges::within(of(base), self.disk_bytes));
+            let held_and_touched = ranges::minus(&held, untouched);
+            let mut pieces = ranges::minus(&today, untouched);
+            pieces.extend(ranges::minus(&held, &held_and_touched));
+            ranges.extend(ranges::joined(pieces).into_iter().map(|range| (range, reason)));
+        }
+        ranges.sort_unstable();
+        FilterMap { disk_bytes: self.disk_bytes, ranges, ..FilterMap::default() }
     }
 
     /// Says the mask in 32 bytes: BLAKE3 of the rules' version, the grain, the disk's length and each

@@ -9,6 +9,7 @@ use gantry_common::ids::PointId;
 use gantry_common::manage::Retention;
 use gantry_common::source::SourceFormat;
 use gantry_common::units::{BlockSize, Compression, Rate};
+use gantry_guest::SnapshotKind;
 
 mod point;
 mod repo;
@@ -174,6 +175,17 @@ pub enum StateChoice {
     Crash,
 }
 
+impl StateChoice {
+    /// As filters take it.
+    pub fn kind(self) -> SnapshotKind {
+        match self {
+            StateChoice::Off => SnapshotKind::Off,
+            StateChoice::Quiesced => SnapshotKind::Quiesced,
+            StateChoice::Crash => SnapshotKind::Crash,
+        }
+    }
+}
+
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArguments {
@@ -237,6 +249,21 @@ pub struct BackupArguments {
     /// whole disk is read, and the report says so. Default: none.
     #[arg(long, value_name = "PERCENT", requires = "changed_extents", value_parser = percent)]
     pub audit: Option<f64>,
+    /// Leave out swap: partitions of Linux (their headers are kept), swap, page and hibernation files
+    /// where that is proven safe. What is left out reads as zeros when it is restored; the log says
+    /// where a filter is off, and why.
+    #[arg(long)]
+    pub exclude_swap: bool,
+    /// Leave out deleted blocks: what is free for the guest's file systems, where that is proven safe.
+    #[arg(long)]
+    pub exclude_deleted: bool,
+    /// Leave out the content of files, such as *.iso, /var/cache/** or Temp/; may be given several
+    /// times. Name and size stay.
+    #[arg(long = "exclude-file", value_name = "MASK")]
+    pub exclude_files: Vec<String>,
+    /// How the disks came to stand still; of a machine that was on, filters leave out less.
+    #[arg(long, value_enum, default_value = "crash")]
+    pub state: StateChoice,
     /// What the repository keeps of this VM once the new point is committed.
     #[command(flatten)]
     pub retention: RetentionArguments,

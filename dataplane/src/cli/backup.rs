@@ -15,6 +15,7 @@ use super::arguments::BackupArguments;
 use super::display::Bars;
 use super::{Use, connector, read_text, runtime, say, say_json, usage};
 use crate::backup::{self, BackupOptions, BackupReport, BackupSource};
+use crate::filters::Filters;
 use crate::host;
 use crate::transport::{Pacer, read_secret};
 
@@ -76,6 +77,12 @@ fn options(arguments: &BackupArguments) -> Result<BackupOptions, Failure> {
             allocated_extents: None,
             change_id: None,
             read_digest: None,
+            filters: Filters {
+                swap: arguments.exclude_swap,
+                deleted: arguments.exclude_deleted,
+                excluded: arguments.exclude_files.clone(),
+                snapshot: arguments.state.kind(),
+            },
         });
     }
     let cores = host::worker_cores(

@@ -1,7 +1,7 @@
 //! `gantry-mover inspect`: what a disk holds, and what filters would leave out of a backup.
 //!
 //! In: a source. Out: partitions, volumes, file systems, their state, bytes by reason, and why a filter is
-//! off. Must not: write; claim that a backup does so: none uses the filters yet.
+//! off. Must not: write.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,14 @@ use gantry_common::source::SourceSpec;
 use gantry_common::units::format_bytes;
 use gantry_guest::filter_map::{FilterOptions, Inspection, inspect_disk};
 use gantry_guest::masks::Masks;
-use gantry_guest::{Consistency, FileMasks, Reason, SnapshotKind};
+use gantry_guest::{Consistency, FileMasks, Reason};
 use serde_json::json;
 
-use super::arguments::{InspectArguments, StateChoice};
+use super::arguments::InspectArguments;
 use super::{say, say_json, usage};
 use crate::disk::Disk;
 use crate::disk::random::RandomReads;
+use crate::filters::reason_name;
 use crate::transport::read_secret;
 
 /// Files that are listed for a person.
@@ -32,11 +33,7 @@ pub(super) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
         excluded: masks.as_ref().map(|masks| masks as &dyn FileMasks),
         ..FilterOptions::default()
     };
-    let snapshot = match arguments.state {
-        StateChoice::Off => SnapshotKind::Off,
-        StateChoice::Quiesced => SnapshotKind::Quiesced,
-        StateChoice::Crash => SnapshotKind::Crash,
-    };
+    let snapshot = arguments.state.kind();
     let disk = Disk::open_source(&spec)?;
     let reads = RandomReads::new(&disk)?;
     let found = inspect_disk(&reads, &options, snapshot);
@@ -64,20 +61,11 @@ fn spec(arguments: &InspectArguments) -> Result<SourceSpec, Failure> {
     })
 }
 
-fn reason(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Swap => "swap",
-        Reason::PageFile => "page files",
-        Reason::Hibernation => "hibernation file",
-        Reason::Deleted => "deleted blocks",
-        Reason::Excluded => "excluded files",
-    }
-}
-
 fn by_reason(bytes: &BTreeMap<Reason, u64>) -> String {
     let some = bytes.iter().filter(|(_, bytes)| **bytes > 0);
-    let some: Vec<String> =
-        some.map(|(why, bytes)| format!("{} {}", reason(*why), format_bytes(*bytes))).collect();
+    let some: Vec<String> = some
+        .map(|(why, bytes)| format!("{} {}", reason_name(*why), format_bytes(*bytes)))
+        .collect();
     if some.is_empty() { "nothing".to_owned() } else { some.join(", ") }
 }
 
@@ -120,7 +108,7 @@ fn lines(disk: &Disk, found: &Inspection) -> Vec<String> {
     for file in found.files.iter().take(FILES_SHOWN) {
         let (path, volume) = (plain(&file.path), plain(&file.volume));
         let bytes = format_bytes(file.bytes);
-        lines.push(format!("  {}: {path} of {volume}, {bytes}", reason(file.reason)));
+        lines.push(format!("  {}: {path} of {volume}, {bytes}", reason_name(file.reason)));
     }
     let more = found.files.len().saturating_sub(FILES_SHOWN) as u64 + found.files_more;
     if more > 0 {

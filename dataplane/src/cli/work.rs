@@ -26,6 +26,7 @@ use super::arguments::{AccessArguments, TransportChoice, WorkArguments};
 use super::{Use, connector, identity_of, runtime, say, usage};
 use crate::backup::{self, BackupOptions, BackupReport, BackupSource};
 use crate::connect::{Connector, Credentials, RepositoryAddress};
+use crate::filters::Filters;
 use crate::host;
 use crate::stats::Progress;
 use crate::transport::{Pacer, TransportKind, Trust};
@@ -163,6 +164,7 @@ fn options(work: BackupWork) -> Result<BackupOptions, Failure> {
             allocated_extents: disk.allocated_extents,
             change_id: disk.change_id,
             read_digest,
+            filters: Filters::OFF,
         });
     }
     Ok(BackupOptions {

@@ -5,11 +5,14 @@
 //! either in the read set or provably as in the base; any doubt puts it into the read set.
 
 use std::fmt;
+use std::sync::Arc;
 
 use gantry_common::extents::{Extent, Run, RunSet, blocks_touched};
 use gantry_common::ids::PointId;
+use gantry_common::limits::MASK_RANGES_MAX;
 use gantry_common::units::BlockSize;
-use gantry_common::wire::BaseAnswer;
+use gantry_common::wire::{BaseAnswer, MaskRange};
+use gantry_guest::FilterMap;
 use serde::Serialize;
 
 use super::audit::{self, AuditOptions};
@@ -52,6 +55,9 @@ pub struct PlanOptions {
     pub allocated_extents: Option<Vec<Extent>>,
     /// How much of what the extents leave out is read and compared nevertheless.
     pub audit: Option<AuditOptions>,
+    /// What of the disk is neither read nor kept, of at most [`MASK_RANGES_MAX`] ranges; nothing: no
+    /// filter is on.
+    pub mask: Option<Arc<FilterMap>>,
 }
 
 /// What to read of one disk, and why.
@@ -63,7 +69,7 @@ pub struct Plan {
     pub reason: String,
     /// Blocks to read; all others are `zero`, or as in the base.
     pub read: RunSet,
-    /// Blocks that are not allocated.
+    /// Blocks that are zeros: not allocated, or covered.
     pub zero: RunSet,
     /// Blocks outside `read` that are compared first, with what they are said to be.
     pub audit: RunSet,
@@ -71,14 +77,24 @@ pub struct Plan {
     pub heal: RunSet,
     /// Blocks that the base has; no id can be fetched beyond.
     pub base_blocks: u64,
+    /// Blocks of which nothing is kept: not read, and zeros.
+    pub covered: RunSet,
+    /// What is zeroed of blocks that are read.
+    pub mask: Arc<FilterMap>,
+    /// What the base has zeroed; empty where blocks are not taken over from it without being read.
+    pub base_mask: Arc<FilterMap>,
+    /// What the point's content has zeroed in the end.
+    pub effective: Arc<FilterMap>,
 }
 
 impl Plan {
     /// The plan after an audit found a block that is not what it was called: everything is read.
     pub fn distrust(self, blocks: u64) -> Plan {
         let mode = if self.base_blocks > 0 { ReadMode::Compare } else { ReadMode::Full };
-        let read = [Run { first: 0, count: blocks }].into_iter().collect();
-        Plan { mode, read, zero: RunSet::new(), audit: RunSet::new(), ..self }
+        let mut read: RunSet = [Run { first: 0, count: blocks }].into_iter().collect();
+        self.covered.iter().for_each(|run| read.remove(run));
+        let (zero, effective) = (self.covered.clone(), Arc::clone(&self.mask));
+        Plan { mode, read, zero, effective, audit: RunSet::new(), ..self }
     }
 }
 
@@ -89,16 +105,49 @@ pub fn plan(
     base: &BaseAnswer,
     options: &PlanOptions,
 ) -> Plan {
-    let mut plan = by_base(disk_bytes, block_size, base, options);
+    let mask = match &options.mask {
+        Some(mask) if mask.disk_bytes() == disk_bytes => Arc::clone(mask),
+        _ => Arc::new(FilterMap::new(disk_bytes, Vec::new(), Vec::new())),
+    };
+    let mut plan = by_base(disk_bytes, block_size, base, options, &mask);
     if plan.mode != ReadMode::Extents
         && let Some(extents) = &options.allocated_extents
     {
         read_allocated(&mut plan, extents, disk_bytes, block_size);
     }
+    for run in plan.covered.iter().collect::<Vec<_>>() {
+        plan.read.remove(run);
+        plan.zero.insert(run);
+    }
     if let Some(options) = &options.audit {
-        plan.audit = audit::sample(options, block_size.block_count(disk_bytes), &plan.read);
+        let mut certain = plan.read.clone();
+        plan.covered.iter().for_each(|run| {
+            certain.insert(run);
+        });
+        plan.audit = audit::sample(options, block_size.block_count(disk_bytes), &certain);
     }
     plan
+}
+
+/// Blocks that a mask covers as a whole.
+fn covered(mask: &FilterMap, disk_bytes: u64, block_size: BlockSize) -> RunSet {
+    let bytes = u64::from(block_size.bytes());
+    let mut covered = RunSet::new();
+    for range in mask.joined() {
+        let end = range.start + range.length;
+        let first = range.start.div_ceil(bytes);
+        let after = if end == disk_bytes { end.div_ceil(bytes) } else { end / bytes };
+        if after > first {
+            covered.insert(Run { first, count: after - first });
+        }
+    }
+    covered
+}
+
+/// A mask as a point keeps it.
+pub fn stored_mask(mask: &FilterMap) -> Vec<MaskRange> {
+    let range = |(reason, start, length)| MaskRange { reason, start, length };
+    mask.to_mask_ranges().map(range).collect()
 }
 
 /// Leaves out what is not allocated. A list that does not fit the disk is not used.
@@ -121,8 +170,10 @@ fn by_base(
     block_size: BlockSize,
     base: &BaseAnswer,
     options: &PlanOptions,
+    mask: &Arc<FilterMap>,
 ) -> Plan {
     let blocks = block_size.block_count(disk_bytes);
+    let covered = covered(mask, disk_bytes, block_size);
     let everything: RunSet = [Run { first: 0, count: blocks }].into_iter().collect();
     let full = |reason: String| Plan {
         mode: ReadMode::Full,
@@ -132,15 +183,19 @@ fn by_base(
         audit: RunSet::new(),
         heal: RunSet::new(),
         base_blocks: 0,
+        covered: covered.clone(),
+        mask: Arc::clone(mask),
+        base_mask: Arc::default(),
+        effective: Arc::clone(mask),
     };
     if options.force_full {
         return full("a full was asked for".into());
     }
-    let (point, size_bytes, damaged, fallback) = match base {
+    let (point, size_bytes, damaged, held, fallback) = match base {
         BaseAnswer::NotAsked => return full("there is no base to build on".into()),
         BaseAnswer::Unusable { reason } => return full(format!("no base can serve: {reason}")),
-        BaseAnswer::Usable { point, size_bytes, damaged, fallback_reason, .. } => {
-            (*point, *size_bytes, damaged, fallback_reason)
+        BaseAnswer::Usable { point, size_bytes, damaged, mask, fallback_reason, .. } => {
+            (*point, *size_bytes, damaged, mask, fallback_reason)
         }
     };
     let heal: RunSet = damaged.iter().copied().collect();
@@ -153,6 +208,10 @@ fn by_base(
         audit: RunSet::new(),
         heal: heal.clone(),
         base_blocks,
+        covered: covered.clone(),
+        mask: Arc::clone(mask),
+        base_mask: Arc::default(),
+        effective: Arc::clone(mask),
     };
     let Some(extents) = &options.changed_extents else {
         return compare(format!("no changed extents were given: compared with point {point}"));
@@ -180,10 +239,58 @@ fn by_base(
         read.insert(run);
     });
     read_resized(&mut read, disk_bytes, size_bytes, block_size);
+    let held = held.iter().map(|range| (range.reason, range.start, range.length));
+    let base_mask = match FilterMap::from_mask_ranges(size_bytes, held) {
+        Ok(held) => held,
+        Err(refused) => return compare(format!("{refused}: compared with point {point}")),
+    };
+    // What the base holds as zeros and nothing masks today: no change tracking reports it.
+    let unmasked = FilterMap::subtract(&base_mask, mask);
+    let unmasked =
+        unmasked.iter().map(|&gantry_guest::Extent { start, length }| Extent { start, length });
+    for run in blocks_touched(unmasked, block_size, disk_bytes).iter() {
+        read.insert(run);
+    }
     read.remove(Run { first: blocks, count: u64::MAX - blocks });
+    let effective =
+        mask.with_untouched(&base_mask, &untouched(&read, &covered, blocks, block_size));
+    if effective.ranges().len() > MASK_RANGES_MAX {
+        return compare(format!(
+            "what is masked is in too many pieces: compared with point {point}"
+        ));
+    }
     let reason = format!("changed extents since point {point}");
     let (zero, audit) = (RunSet::new(), RunSet::new());
-    Plan { mode: ReadMode::Extents, reason, read, zero, audit, heal, base_blocks }
+    Plan {
+        mode: ReadMode::Extents,
+        reason,
+        read,
+        zero,
+        audit,
+        heal,
+        base_blocks,
+        covered,
+        mask: Arc::clone(mask),
+        base_mask: Arc::new(base_mask),
+        effective: Arc::new(effective),
+    }
+}
+
+/// Bytes of the blocks that are taken over from the base as they are.
+fn untouched(
+    read: &RunSet,
+    covered: &RunSet,
+    blocks: u64,
+    block_size: BlockSize,
+) -> Vec<gantry_guest::Extent> {
+    let mut touched = read.clone();
+    covered.iter().for_each(|run| {
+        touched.insert(run);
+    });
+    let bytes = u64::from(block_size.bytes());
+    let extent =
+        |run: &Run| gantry_guest::Extent { start: run.first * bytes, length: run.count * bytes };
+    touched.gaps(blocks).iter().map(extent).collect()
 }
 
 /// Where the disk's size differs from the base's: the grown range, the base's short tail block,
@@ -204,11 +311,14 @@ fn read_resized(read: &mut RunSet, disk_bytes: u64, base_bytes: u64, block_size:
 
 #[cfg(test)]
 mod tests {
-    use super::{PlanOptions, ReadMode, plan};
+    use std::sync::Arc;
+
+    use super::{AuditOptions, PlanOptions, ReadMode, plan, stored_mask};
     use gantry_common::extents::{Extent, Run};
     use gantry_common::ids::PointId;
     use gantry_common::units::BlockSize;
-    use gantry_common::wire::BaseAnswer;
+    use gantry_common::wire::{BaseAnswer, MaskRange};
+    use gantry_guest::FilterMap;
 
     const MIB: u64 = 1 << 20;
 
@@ -218,6 +328,7 @@ mod tests {
             size_bytes,
             change_id: None,
             damaged,
+            mask: Vec::new(),
             fallback_reason: fallback.map(str::to_owned),
         }
     }
@@ -300,5 +411,53 @@ mod tests {
         assert_eq!(runs(10 * MIB, &base(12 * MIB, vec![], None), &beyond).1, []);
         let absurd = options(&[(11 * MIB, 4 * MIB)], 1);
         assert_eq!(runs(10 * MIB, &base(12 * MIB, vec![], None), &absurd).0, ReadMode::Compare);
+    }
+
+    fn mask(ranges: &[(u64, u64)], disk: u64) -> FilterMap {
+        let extent = |&(start, length): &(u64, u64)| gantry_guest::Extent { start, length };
+        let ranges = ranges.iter().map(|range| (extent(range), gantry_guest::Reason::Deleted));
+        FilterMap::new(disk, ranges.collect(), Vec::new())
+    }
+
+    fn masked_base(held: Vec<MaskRange>) -> BaseAnswer {
+        let mut answer = base(10 * MIB, vec![], None);
+        if let BaseAnswer::Usable { mask, .. } = &mut answer {
+            *mask = held;
+        }
+        answer
+    }
+
+    #[test]
+    fn what_the_base_masks_and_nothing_does_today_is_read_again() {
+        let k64 = 64 << 10;
+        let held = mask(&[(0, MIB), (2 * MIB + k64, k64), (5 * MIB + k64, k64)], 10 * MIB);
+        let base = masked_base(stored_mask(&held));
+        assert_eq!(runs(10 * MIB, &base, &options(&[], 1)).1, [(0, 1), (2, 1), (5, 1)]);
+        // Today: block 0 as before, block 2 not, of block 5 more, of block 7 something, all of block 8.
+        let ranges = [(0, MIB), (5 * MIB, 3 * k64), (7 * MIB, k64), (8 * MIB, MIB)];
+        let today = mask(&ranges, 10 * MIB);
+        let mut with = options(&[], 1);
+        with.mask = Some(Arc::new(today.clone()));
+        with.audit = Some(AuditOptions { per_million: 1_000_000, blocks_min: 1, seed: 1 });
+        let made = plan(10 * MIB, BlockSize::M1, &base, &with);
+        let list = |set: &super::RunSet| -> Vec<(u64, u64)> {
+            set.iter().map(|run| (run.first, run.count)).collect()
+        };
+        assert_eq!((made.mode, list(&made.read)), (ReadMode::Extents, vec![(2, 1)]));
+        assert_eq!(list(&made.zero), [(0, 1), (8, 1)]);
+        assert_eq!(list(&made.audit), [(1, 1), (3, 5), (9, 1)]);
+        // Blocks 5 and 7 are as in the base.
+        let kept = mask(&[(0, MIB), (5 * MIB + k64, k64), (8 * MIB, MIB)], 10 * MIB);
+        assert_eq!(made.effective.ranges(), kept.ranges());
+        let distrusted = made.distrust(10);
+        assert_eq!(list(&distrusted.read), [(1, 7), (9, 1)]);
+        assert_eq!(list(&distrusted.zero), [(0, 1), (8, 1)]);
+        assert_eq!(distrusted.effective.ranges(), today.ranges());
+    }
+
+    #[test]
+    fn a_base_of_which_nobody_knows_what_is_masked_is_compared() {
+        let base = masked_base(vec![MaskRange::UNKNOWN]);
+        assert_eq!(runs(10 * MIB, &base, &options(&[], 1)), (ReadMode::Compare, vec![(0, 10)]));
     }
 }

@@ -159,9 +159,14 @@ impl Planner {
             match self.plan.read.run_at(at) {
                 None => {
                     let next = self.plan.read.next_run(at).map_or(end, |next| next.first.min(end));
-                    // Either all of it is not allocated, or none: one list made the plan.
-                    let is_zero = self.plan.zero.contains(at);
-                    self.mark(at, next, if is_zero { MarkKind::Zero } else { MarkKind::Unchanged });
+                    let (kind, next) = match self.plan.zero.run_at(at) {
+                        Some(zero) => (MarkKind::Zero, next.min(zero.first + zero.count)),
+                        None => {
+                            let zero = self.plan.zero.next_run(at);
+                            (MarkKind::Unchanged, zero.map_or(next, |zero| next.min(zero.first)))
+                        }
+                    };
+                    self.mark(at, next, kind);
                     at = next;
                 }
                 Some(read) => {

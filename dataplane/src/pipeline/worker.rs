@@ -208,7 +208,7 @@ impl Worker {
     }
 
     fn handle_read(&mut self, done: ReadDone) {
-        let ReadDone { unit, buf, len, took, result } = done;
+        let ReadDone { unit, mut buf, len, took, result } = done;
         let task = unit.disk.task;
         if let Err(failure) = result {
             self.setup.reports.send(SourceReport::Failed { task, failure });
@@ -218,6 +218,9 @@ impl Worker {
         Progress::add(&progress.read_bytes, len as u64);
         Progress::add(&progress.reads, 1);
         Progress::add(&progress.reads_us, took.as_micros() as u64);
+        let offset = unit.block * u64::from(unit.disk.block_size.bytes());
+        let mask = if unit.audit.is_some() { &unit.disk.base_mask } else { &unit.disk.mask };
+        mask.zero(offset, &mut buf[..len]);
         if let Some(audit) = &unit.audit {
             let id = match filter::is_zero(&buf[..len]) {
                 true => BlockId::ZERO,

@@ -11,7 +11,8 @@ use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::ids::{IdKey, PointId};
 use gantry_common::session::source_port::SourceReport;
 use gantry_common::units::BlockSize;
-use gantry_common::wire::{BaseAnswer, DiskOffer, TaskNumber, TaskTotals};
+use gantry_common::wire::{BaseAnswer, DiskOffer, MaskRange, TaskNumber, TaskTotals};
+use gantry_guest::FilterMap;
 
 use super::fates::{Fate, Fates};
 use crate::disk::Disk;
@@ -45,6 +46,9 @@ pub struct SessionDisk {
     pub plan: Option<(ReadMode, String)>,
     /// What the audit of its changed extents found.
     pub audit: Arc<Audit>,
+    /// What its content has zeroed on purpose.
+    pub effective: Arc<FilterMap>,
+    mask: Arc<FilterMap>,
     source: Arc<Disk>,
     options: PlanOptions,
     fates: Fates,
@@ -64,6 +68,8 @@ impl SessionDisk {
             plan: None,
             audit: Arc::default(),
             fates: Fates::new(block_size, size_bytes, &[]),
+            effective: Arc::default(),
+            mask: Arc::default(),
             source: Arc::new(source),
             options,
             state: State::Offered,
@@ -74,6 +80,19 @@ impl SessionDisk {
     pub fn totals(&self) -> TaskTotals {
         let bytes_read = self.progress.read_bytes.load(Ordering::Relaxed);
         TaskTotals { bytes_read, ..self.fates.totals() }
+    }
+
+    /// What the point keeps of its mask, once all blocks have a fate. After an audit that found
+    /// changed-block tracking wrong nothing is taken over unread.
+    fn effective_mask(&mut self) -> Vec<MaskRange> {
+        if self.source.is_unreadable() {
+            // Whoever brought it in knew: a disk that is sealed already keeps what it said.
+            return vec![MaskRange::UNKNOWN];
+        }
+        if self.audit.sum().wrong > 0 {
+            self.effective = Arc::clone(&self.mask);
+        }
+        plan::stored_mask(&self.effective)
     }
 
     /// Bytes that the disk added to the repository, once it is sealed.
@@ -167,7 +186,10 @@ impl SessionDisks {
             return None;
         }
         match disk.source.changed_since_open() {
-            Ok(None) => Some(SourceReport::Totals { task, totals: disk.totals() }),
+            Ok(None) => {
+                let (totals, mask) = (disk.totals(), disk.effective_mask());
+                Some(SourceReport::Totals { task, totals, mask })
+            }
             Ok(Some(what)) => Some(SourceReport::Failed { task, failure: changed(disk, &what) }),
             Err(error) => {
                 Some(SourceReport::Failed { task, failure: changed(disk, &error.to_string()) })
@@ -238,6 +260,14 @@ fn begin(
         log.push(format!("disk {}: {blocks} blocks that are not listed are compared", disk.label));
     }
     disk.plan = Some((plan.mode, plan.reason.clone()));
+    (disk.effective, disk.mask) = (Arc::clone(&plan.effective), Arc::clone(&plan.mask));
+    if !plan.covered.is_empty() {
+        let blocks = plan.covered.blocks();
+        log.push(format!(
+            "disk {}: {blocks} blocks are filtered as a whole and not read",
+            disk.label
+        ));
+    }
     let facts = DiskFacts {
         label: disk.label.clone(),
         size_bytes: disk.size_bytes,

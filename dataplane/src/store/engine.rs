@@ -322,8 +322,8 @@ impl<S: Storage> Store<S> {
                     self.reports.push_back(StoreReport::Appended { key, block });
                 }
             }
-            StoreCommand::Seal { key, totals } => {
-                self.with_task(key, |store| store.seal(key, totals));
+            StoreCommand::Seal { key, totals, mask } => {
+                self.with_task(key, |store| store.seal(key, totals, mask));
             }
             StoreCommand::Detach { session } => self.detach(session),
         }

@@ -8,7 +8,7 @@ use std::io;
 
 use gantry_common::ids::{BlockId, PointId, RepositoryId, SessionId};
 use gantry_common::limits;
-use gantry_common::wire::{DiskOffer, Mark, SessionOffer, TaskNumber, TaskTotals};
+use gantry_common::wire::{DiskOffer, Mark, MaskRange, SessionOffer, TaskNumber, TaskTotals};
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
@@ -32,6 +32,8 @@ pub struct BaseRoot {
     pub size_bytes: u64,
     /// CBT change id there.
     pub change_id: Option<String>,
+    /// What is zeroed on purpose there.
+    pub mask: Vec<MaskRange>,
 }
 
 /// Which task a journal belongs to.
@@ -100,6 +102,8 @@ pub struct SealedDisk {
     pub totals: TaskTotals,
     /// Bytes that the task added to the repository.
     pub bytes_stored: u64,
+    /// What its content has zeroed on purpose.
+    pub mask: Vec<MaskRange>,
 }
 
 /// A journal that is written.

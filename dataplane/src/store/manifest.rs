@@ -7,7 +7,7 @@ use gantry_common::ids::{BlockId, PointId, RepositoryId, SessionId};
 use gantry_common::limits;
 use gantry_common::manage::PointFlags;
 use gantry_common::units::{BlockSize, Compression};
-use gantry_common::wire::{DiskSummary, PointSummary, TaskTotals};
+use gantry_common::wire::{DiskSummary, MaskRange, PointSummary, TaskTotals};
 use serde::{Deserialize, Serialize};
 
 use super::error::{REMEDY_MANIFEST, StoreError};
@@ -18,17 +18,6 @@ use super::superblock::read_small;
 
 const MAGIC: [u8; 8] = *b"GANTPOIN";
 const HEAD_BYTES: usize = 48;
-
-/// A range of the effective mask: what the stored content has zeroed, and why. Reserved.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MaskRange {
-    /// Why, as a code.
-    pub reason: u16,
-    /// First byte.
-    pub start: u64,
-    /// Bytes.
-    pub length: u64,
-}
 
 /// A disk of a point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +38,7 @@ pub struct DiskRecord {
     pub snapshot: String,
     /// Digest of the filter map.
     pub read_digest: [u8; 32],
-    /// What is zeroed on purpose. Reserved.
+    /// What is zeroed on purpose: the effective mask.
     pub mask: Vec<MaskRange>,
     /// The source's totals.
     pub totals: TaskTotals,

@@ -10,7 +10,7 @@ use gantry_common::extents::{Run, RunSet};
 use gantry_common::ids::BlockId;
 use gantry_common::limits;
 use gantry_common::session::store_port::TaskKey;
-use gantry_common::wire::{DiskOffer, Mark, MarkKind, TaskTotals};
+use gantry_common::wire::{DiskOffer, Mark, MarkKind, MaskRange, TaskTotals};
 
 use super::error::StoreError;
 use super::journal::{BaseRoot, Entry, Journal, SealedDisk};
@@ -71,6 +71,8 @@ pub struct Task<S: Storage> {
     pub answers: VecDeque<PendingAnswer>,
     /// Completion.
     pub stage: SealStage,
+    /// What the content has zeroed on purpose, once completion is asked for.
+    pub mask: Vec<MaskRange>,
     /// When the oldest progress that is not durable was made.
     pub dirty_since_ms: Option<u64>,
     /// Bytes written since the last checkpoint began.
@@ -104,6 +106,7 @@ impl<S: Storage> Task<S> {
             packs: PackSet::new(),
             answers: VecDeque::new(),
             stage: SealStage::Open,
+            mask: Vec::new(),
             dirty_since_ms: None,
             bytes_unsynced: 0,
             damaged: RunSet::new(),

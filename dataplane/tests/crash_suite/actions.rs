@@ -216,7 +216,11 @@ impl World {
             Step::Append(block) => self.append(key, block),
             Step::Seal => {
                 task.is_sealing = true;
-                self.give(StoreCommand::Seal { key, totals: TaskTotals::default() });
+                self.give(StoreCommand::Seal {
+                    key,
+                    totals: TaskTotals::default(),
+                    mask: Vec::new(),
+                });
             }
             Step::Wait => {
                 self.poll();

@@ -14,17 +14,17 @@ use crate::limits;
 use crate::session::store_port::{StoreCommand, TaskKey};
 use crate::session::violation::{ProtocolViolation, check_run};
 use crate::units::BlockSize;
-use crate::wire::{BaseAnswer, BlockHead, DiskOffer, Mark, TaskTotals, ToSource};
+use crate::wire::{BaseAnswer, BlockHead, DiskOffer, Mark, MaskRange, TaskTotals, ToSource};
 
 /// Where the task stands on the present connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Phase {
     Closed,
     /// The store was asked.
     Opening,
     Open,
     /// `Seal` came; lanes may still have to deliver blocks.
-    SealHeld(TaskTotals),
+    SealHeld(TaskTotals, Vec<MaskRange>),
     /// `Seal` is with the store.
     Sealing,
 }
@@ -79,7 +79,7 @@ impl Task {
 
     /// Whether frames about the task may come.
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Open | Phase::SealHeld(_) | Phase::Sealing)
+        matches!(self.phase, Phase::Open | Phase::SealHeld(..) | Phase::Sealing)
     }
 
     pub(super) fn accounted_blocks(&self) -> u64 {
@@ -275,20 +275,25 @@ impl Task {
         (!runs.is_empty()).then_some(ToSource::Durable { task: self.key.task, runs })
     }
 
-    pub(super) fn handle_seal(&mut self, totals: TaskTotals) -> Result<(), ProtocolViolation> {
+    pub(super) fn handle_seal(
+        &mut self,
+        totals: TaskTotals,
+        mask: Vec<MaskRange>,
+    ) -> Result<(), ProtocolViolation> {
         self.check_unsealed("Seal")?;
-        self.phase = Phase::SealHeld(totals);
+        self.phase = Phase::SealHeld(totals, mask);
         Ok(())
     }
 
     /// The seal for the store, once it has come and every block is accounted for.
     pub(super) fn poll_seal<P>(&mut self) -> Option<StoreCommand<P>> {
-        let Phase::SealHeld(totals) = self.phase else { return None };
+        let Phase::SealHeld(totals, mask) = &mut self.phase else { return None };
         if self.accounted.blocks() < self.blocks {
             return None;
         }
+        let (totals, mask) = (*totals, std::mem::take(mask));
         self.phase = Phase::Sealing;
-        Some(StoreCommand::Seal { key: self.key, totals })
+        Some(StoreCommand::Seal { key: self.key, totals, mask })
     }
 
     /// `Sealed` follows whatever is left to tell of durable blocks.

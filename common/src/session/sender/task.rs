@@ -17,7 +17,7 @@ use crate::limits;
 use crate::session::source_port::{SourceCommand, SourceReport};
 use crate::session::violation::{ProtocolViolation, check_run};
 use crate::units::BlockSize;
-use crate::wire::{BaseAnswer, DiskOffer, TaskNumber, TaskTotals, ToTarget};
+use crate::wire::{BaseAnswer, DiskOffer, MaskRange, TaskNumber, TaskTotals, ToTarget};
 
 /// Where the task stands on the present connection.
 #[derive(Debug)]
@@ -54,8 +54,8 @@ pub(super) struct Task<P> {
     accounted: RunSet,
     durable: RunSet,
     queues: Queues<P>,
-    /// The pipeline's totals, if no block was reported or redone since.
-    totals: Option<TaskTotals>,
+    /// The pipeline's totals and mask, if no block was reported or redone since.
+    totals: Option<(TaskTotals, Vec<MaskRange>)>,
     seal_was_sent: bool,
     sealed_was_told: bool,
 }
@@ -263,7 +263,7 @@ impl<P> Task<P> {
                 assert_eq!(head.raw_len, expected, "block {block} of disk {}", self.number);
                 self.queues.push_ready(block, head, payload);
             }
-            SourceReport::Totals { totals, .. } => self.totals = Some(totals),
+            SourceReport::Totals { totals, mask, .. } => self.totals = Some((totals, mask)),
             SourceReport::Failed { .. } => unreachable!("ends the session, not the task"),
         }
     }
@@ -292,13 +292,14 @@ impl<P> Task<P> {
     }
 
     fn poll_seal(&mut self) -> Option<ToTarget> {
-        let totals = self.totals?;
+        self.totals.as_ref()?;
         if self.accounted.blocks() < self.blocks || !self.queues.is_quiet() {
             return None;
         }
+        let (totals, mask) = self.totals.clone()?;
         self.phase = Phase::Sealing;
         self.seal_was_sent = true;
-        Some(ToTarget::Seal { task: self.number, totals })
+        Some(ToTarget::Seal { task: self.number, totals, mask })
     }
 
     /// Whether a block could go out now, but for credit.

@@ -40,7 +40,7 @@ fn random_to_target(random: &mut fastrand::Rng, images: &[Image]) -> (ToTarget, 
                 .map(|_| (random_number(random), BlockId([9; 32])))
                 .collect(),
         },
-        26..30 => ToTarget::Seal { task, totals: TaskTotals::default() },
+        26..30 => ToTarget::Seal { task, totals: TaskTotals::default(), mask: Vec::new() },
         _ => {
             let image = random.choice(images).expect("there is a disk");
             let block = random.u64(0..image.blocks.len() as u64);
@@ -126,6 +126,7 @@ fn answer(
                 size_bytes: random.u64(1..1 << 32),
                 change_id: None,
                 damaged: vec![Run { first: 0, count: 1 }; random.usize(0..2) * 9000],
+                mask: Vec::new(),
                 fallback_reason: None,
             };
             let base = if random.bool() { base } else { BaseAnswer::NotAsked };

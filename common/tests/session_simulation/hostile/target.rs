@@ -39,6 +39,7 @@ fn random_to_source(random: &mut fastrand::Rng) -> ToSource {
                 size_bytes: 5 << 20,
                 change_id: None,
                 damaged: Vec::new(),
+                mask: Vec::new(),
                 fallback_reason: None,
             };
             let base = if random.bool() { usable } else { BaseAnswer::NotAsked };

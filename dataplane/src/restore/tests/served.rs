@@ -75,7 +75,7 @@ impl Repository {
             payload.stored_mut().copy_from_slice(&stored);
             submit(StoreCommand::Append { key, block, head, payload });
         }
-        submit(StoreCommand::Seal { key, totals: TaskTotals::default() });
+        submit(StoreCommand::Seal { key, totals: TaskTotals::default(), mask: Vec::new() });
         loop {
             match reports.recv_timeout(Duration::from_secs(60)).unwrap() {
                 StoreReport::Committed { point, .. } => return point,

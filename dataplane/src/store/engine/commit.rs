@@ -174,7 +174,7 @@ fn manifest_of<S: Storage>(
             change_id: disk.change_id.clone(),
             snapshot: disk.snapshot.clone(),
             read_digest: disk.read_digest,
-            mask: Vec::new(),
+            mask: sealed.mask.clone(),
             totals: sealed.totals,
             base: base.as_ref().map(|base| base.point),
             bytes_stored: sealed.bytes_stored,

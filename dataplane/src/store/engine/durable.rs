@@ -10,7 +10,7 @@ use gantry_common::extents::{Run, RunSet};
 use gantry_common::ids::{BlockId, StoredChecksum};
 use gantry_common::limits;
 use gantry_common::session::store_port::{StoreReport, TaskKey};
-use gantry_common::wire::{Codec, TaskTotals};
+use gantry_common::wire::{Codec, MaskRange, TaskTotals};
 
 use super::collect::{Collection, Shared};
 use super::{Flight, FlightKind, Store};
@@ -161,7 +161,12 @@ impl<S: Storage> Store<S> {
         self.finish_seal(key)
     }
 
-    pub(super) fn seal(&mut self, key: TaskKey, totals: TaskTotals) -> Result<(), StoreError> {
+    pub(super) fn seal(
+        &mut self,
+        key: TaskKey,
+        totals: TaskTotals,
+        mask: Vec<MaskRange>,
+    ) -> Result<(), StoreError> {
         let Some(task) = self.tasks.get_mut(&key) else { return Ok(()) };
         if let SealStage::Done(sealed) = &task.stage {
             let bytes_stored = sealed.bytes_stored;
@@ -178,6 +183,7 @@ impl<S: Storage> Store<S> {
         }
         if task.stage == SealStage::Open {
             task.stage = SealStage::Asked(totals);
+            task.mask = mask;
         }
         self.advance(key)
     }
@@ -225,7 +231,12 @@ impl<S: Storage> Store<S> {
         }
         let Some(task) = self.tasks.get_mut(&key) else { return Ok(()) };
         assert_eq!(task.durable.blocks(), task.blocks(), "sealing before all is durable");
-        let sealed = SealedDisk { root, totals, bytes_stored: task.packs.bytes_stored };
+        let sealed = SealedDisk {
+            root,
+            totals,
+            bytes_stored: task.packs.bytes_stored,
+            mask: std::mem::take(&mut task.mask),
+        };
         task.journal.append(&[Entry::Sealed(sealed.clone())])?;
         task.stage = SealStage::Done(sealed.clone());
         let bytes_stored = sealed.bytes_stored;

@@ -40,6 +40,7 @@ impl Base {
                 size_bytes: root.size_bytes,
                 change_id: root.change_id.clone(),
                 damaged,
+                mask: root.mask.clone(),
                 fallback_reason: self.refused.clone(),
             },
             (None, _) => BaseAnswer::Unusable {
@@ -344,6 +345,7 @@ impl<S: Storage> Store<S> {
             root: held.root,
             size_bytes: held.size_bytes,
             change_id: held.change_id.clone(),
+            mask: held.mask.clone(),
         })
     }
 }

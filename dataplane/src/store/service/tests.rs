@@ -106,7 +106,9 @@ impl Source {
         let key = self.key;
         let marks = vec![Mark { run: Run { first: BLOCKS, count: 10 }, kind: MarkKind::Zero }];
         self.handle.submit(StoreCommand::Marks { key, marks }).unwrap();
-        self.handle.submit(StoreCommand::Seal { key, totals: TaskTotals::default() }).unwrap();
+        self.handle
+            .submit(StoreCommand::Seal { key, totals: TaskTotals::default(), mask: Vec::new() })
+            .unwrap();
         self.wait(|report| match report {
             StoreReport::Committed { point, .. } => Some(*point),
             _ => None,
@@ -208,7 +210,9 @@ fn append_speed() {
         };
         handle.submit(StoreCommand::Append { key, block, head, payload }).unwrap();
     }
-    handle.submit(StoreCommand::Seal { key, totals: TaskTotals::default() }).unwrap();
+    handle
+        .submit(StoreCommand::Seal { key, totals: TaskTotals::default(), mask: Vec::new() })
+        .unwrap();
     while !matches!(reports.recv().unwrap(), StoreReport::Committed { .. }) {}
     let seconds = started.elapsed().as_secs_f64();
     println!(

@@ -128,7 +128,10 @@ fn a_tree_that_was_built_before_is_marked_once_it_is_sealed() {
     assert_eq!(known, [true; 3]);
     // A block of its own, so that a pack must be sealed after the tree is built.
     rig.append(key(2, 0), 3, 4, K256 as u32);
-    rig.store.handle(StoreCommand::Seal { key: key(2, 0), totals: TaskTotals::default() }, 0);
+    rig.store.handle(
+        StoreCommand::Seal { key: key(2, 0), totals: TaskTotals::default(), mask: Vec::new() },
+        0,
+    );
     let mut marker = rig.begin();
     while !marker.step().unwrap() {}
     let marker = rig.store.handle_marked(marker).expect("the tree is not sealed yet");

@@ -170,7 +170,7 @@ impl Rig {
     }
 
     pub fn seal(&mut self, key: TaskKey) -> Vec<StoreReport> {
-        self.give(StoreCommand::Seal { key, totals: TaskTotals::default() })
+        self.give(StoreCommand::Seal { key, totals: TaskTotals::default(), mask: Vec::new() })
     }
 
     pub fn detach(&mut self, session: SessionId) {
