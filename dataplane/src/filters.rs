@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use gantry_common::failure::{Failure, FailureKind};
 use gantry_common::limits::MASK_RANGES_MAX;
 use gantry_common::units::format_bytes;
-use gantry_guest::{FileMasks, FilterMap, FilterOptions, Masks, Reason, SnapshotKind, filter_disk};
+use gantry_guest::{
+    FileMasks, FilterMap, FilterOptions, Masks, Reason, Refusal, SnapshotKind, filter_disk,
+};
 
 use crate::disk::Disk;
 use crate::disk::random::RandomReads;
@@ -109,23 +111,33 @@ fn sample_seed(snapshot: &str) -> u64 {
 }
 
 /// Names on a guest's disk are a stranger's text.
-fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     text.replace(char::is_control, "?")
 }
 
+/// Bytes by reason, for a person.
+pub fn in_words(bytes: &BTreeMap<Reason, u64>) -> String {
+    let some = bytes.iter().filter(|(_, bytes)| **bytes > 0);
+    let some: Vec<String> = some
+        .map(|(reason, bytes)| format!("{} {}", reason_name(*reason), format_bytes(*bytes)))
+        .collect();
+    if some.is_empty() { "nothing".to_owned() } else { some.join(", ") }
+}
+
+/// What is not filtered and why, for a person.
+pub fn refusal_in_words(refused: &Refusal) -> String {
+    let [volume, what, why] =
+        [&refused.volume, &refused.what, &refused.why].map(|text| plain(text));
+    format!("copied whole: {what} of {volume}: {why}")
+}
+
 fn lines(map: &FilterMap) -> Vec<String> {
-    let told = bytes_by_name(map);
-    let told: Vec<String> =
-        told.iter().map(|(name, bytes)| format!("{name} {}", format_bytes(*bytes))).collect();
-    let mut lines = vec![match told.is_empty() {
+    let mut lines = vec![match map.is_empty() {
         true => "filters found nothing to leave out".to_owned(),
-        false => format!("left out, reads as zeros: {}", told.join(", ")),
+        false => format!("left out, reads as zeros: {}", in_words(&map.bytes_by_reason())),
     }];
-    for refused in map.refused.iter().take(REFUSALS_TOLD) {
-        let [volume, what, why] =
-            [&refused.volume, &refused.what, &refused.why].map(|text| plain(text));
-        lines.push(format!("warning: copied whole: {what} of {volume}: {why}"));
-    }
+    let told = map.refused.iter().take(REFUSALS_TOLD);
+    lines.extend(told.map(|refused| format!("warning: {}", refusal_in_words(refused))));
     if map.refused.len() > REFUSALS_TOLD {
         lines.push(format!("{} more are copied whole", map.refused.len() - REFUSALS_TOLD));
     }

@@ -3,21 +3,19 @@
 //! In: a source. Out: partitions, volumes, file systems, their state, bytes by reason, and why a filter is
 //! off. Must not: write.
 
-use std::collections::BTreeMap;
-
 use gantry_common::failure::Failure;
 use gantry_common::source::SourceSpec;
 use gantry_common::units::format_bytes;
 use gantry_guest::filter_map::{FilterOptions, Inspection, inspect_disk};
 use gantry_guest::masks::Masks;
-use gantry_guest::{Consistency, FileMasks, Reason};
+use gantry_guest::{Consistency, FileMasks};
 use serde_json::json;
 
 use super::arguments::InspectArguments;
 use super::{say, say_json, usage};
 use crate::disk::Disk;
 use crate::disk::random::RandomReads;
-use crate::filters::reason_name;
+use crate::filters::{in_words, plain, reason_name, refusal_in_words};
 use crate::transport::read_secret;
 
 /// Files that are listed for a person.
@@ -61,14 +59,6 @@ fn spec(arguments: &InspectArguments) -> Result<SourceSpec, Failure> {
     })
 }
 
-fn by_reason(bytes: &BTreeMap<Reason, u64>) -> String {
-    let some = bytes.iter().filter(|(_, bytes)| **bytes > 0);
-    let some: Vec<String> = some
-        .map(|(why, bytes)| format!("{} {}", reason_name(*why), format_bytes(*bytes)))
-        .collect();
-    if some.is_empty() { "nothing".to_owned() } else { some.join(", ") }
-}
-
 fn state(consistency: &Consistency) -> String {
     match consistency {
         Consistency::Clean => "clean".to_owned(),
@@ -80,7 +70,6 @@ fn state(consistency: &Consistency) -> String {
 
 /// For a person; names come from a guest's disk.
 fn lines(disk: &Disk, found: &Inspection) -> Vec<String> {
-    let plain = |text: &str| text.replace(char::is_control, "?");
     let mut lines = vec![format!(
         "{}: {}, partition table: {}",
         disk.label(),
@@ -97,13 +86,11 @@ fn lines(disk: &Disk, found: &Inspection) -> Vec<String> {
             volume.holds,
             identity.unwrap_or_default(),
             state.unwrap_or_default(),
-            by_reason(&volume.bytes)
+            in_words(&volume.bytes)
         ));
     }
     for refused in &found.map.refused {
-        let [volume, what, why] =
-            [&refused.volume, &refused.what, &refused.why].map(|text| plain(text));
-        lines.push(format!("  copied whole: {what} of {volume}: {why}"));
+        lines.push(format!("  {}", refusal_in_words(refused)));
     }
     for file in found.files.iter().take(FILES_SHOWN) {
         let (path, volume) = (plain(&file.path), plain(&file.volume));
@@ -121,7 +108,7 @@ fn lines(disk: &Disk, found: &Inspection) -> Vec<String> {
     }
     lines.push(format!(
         "  in all: {}; {} were read to know it",
-        by_reason(&found.map.bytes_by_reason()),
+        in_words(&found.map.bytes_by_reason()),
         format_bytes(found.read_bytes)
     ));
     lines

@@ -202,16 +202,9 @@ fn by_base(
     let base_blocks = block_size.block_count(size_bytes);
     let compare = |reason: String| Plan {
         mode: ReadMode::Compare,
-        reason,
-        read: everything.clone(),
-        zero: RunSet::new(),
-        audit: RunSet::new(),
         heal: heal.clone(),
         base_blocks,
-        covered: covered.clone(),
-        mask: Arc::clone(mask),
-        base_mask: Arc::default(),
-        effective: Arc::clone(mask),
+        ..full(reason)
     };
     let Some(extents) = &options.changed_extents else {
         return compare(format!("no changed extents were given: compared with point {point}"));
@@ -259,20 +252,12 @@ fn by_base(
             "what is masked is in too many pieces: compared with point {point}"
         ));
     }
-    let reason = format!("changed extents since point {point}");
-    let (zero, audit) = (RunSet::new(), RunSet::new());
     Plan {
         mode: ReadMode::Extents,
-        reason,
         read,
-        zero,
-        audit,
-        heal,
-        base_blocks,
-        covered,
-        mask: Arc::clone(mask),
         base_mask: Arc::new(base_mask),
         effective: Arc::new(effective),
+        ..compare(format!("changed extents since point {point}"))
     }
 }
 

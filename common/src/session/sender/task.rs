@@ -292,7 +292,6 @@ impl<P> Task<P> {
     }
 
     fn poll_seal(&mut self) -> Option<ToTarget> {
-        self.totals.as_ref()?;
         if self.accounted.blocks() < self.blocks || !self.queues.is_quiet() {
             return None;
         }
